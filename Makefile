@@ -1,0 +1,42 @@
+# Sets everything up in .venv; needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# HOST and PORT from the command line only: shells export HOST for their own ends.
+SERVE_OPTIONS := $(if $(filter command,$(firstword $(origin HOST))),--host $(HOST)) $(if $(filter command,$(firstword $(origin PORT))),--port $(PORT))
+
+.PHONY: serve test check format bench clean
+
+serve: .venv/serve.done
+	@exec $(BIN)/pfgmpp serve $(SERVE_OPTIONS)
+
+test: check
+	$(BIN)/pytest
+
+check: .venv/test.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/test.done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/test.done
+	$(BIN)/python -m tests.bench_overhead
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, not {sys.version.split()[0]}; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+
+.venv/serve.done: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[worker,embedded,train]'
+	@touch $@
+
+.venv/test.done: .venv/serve.done
+	$(PIP) --editable '.[worker,embedded,train,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .pfgmpp

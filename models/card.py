@@ -1,0 +1,149 @@
+"""What a checkpoint says about itself: the metadata of its safetensors file, readable without torch."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic.functional_validators import BeforeValidator
+from safetensors import SafetensorError, safe_open
+
+METADATA_KEY = "pfgmpp"
+SHIPPED = Path(__file__).parent / "checkpoints"
+"""The model store that comes with the package."""
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint this program can serve; the message names the file and the reason."""
+
+
+def parse_D(value: object) -> float:
+    """D as a float: a positive number, or infinity written "inf".
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f'D must be a number > 0 or "inf", not {value!r}')
+    try:
+        D = float(value)
+    except (ValueError, OverflowError):
+        D = math.nan
+    if not D > 0:
+        raise ValueError(f'D must be a number > 0 or "inf", not {value!r}')
+    return D
+
+
+def format_D(D: float) -> int | float | str:
+    """D as it is written in JSON and in names: 2048, 0.5, "inf"."""
+    if math.isinf(D):
+        return "inf"
+    return int(D) if D.is_integer() else D
+
+
+Dimension = Annotated[float, BeforeValidator(parse_D), PlainSerializer(format_D)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UNetOptions(_Frozen):
+    """The published options of DDPM++ and NCSN++ (Song et al., 2021, as configured in EDM, table 1)."""
+
+    network: Literal["unet"] = "unet"
+    model_channels: int = Field(128, ge=4)
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    num_blocks: int = Field(4, ge=1)
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    embedding: Literal["positional", "fourier"] = "positional"
+    encoder: Literal["standard", "residual"] = "standard"
+    channel_mult_noise: int = Field(1, ge=1)
+    resample_filter: tuple[int, ...] = (1, 1)
+    augment_dim: int = Field(0, ge=0)
+    sigma_data: float = Field(0.5, gt=0)
+
+
+class ExactOptions(_Frozen):
+    """The exact denoiser of a finite data set, which the file holds instead of weights."""
+
+    network: Literal["exact"] = "exact"
+    examples: int = Field(ge=1)
+
+
+class Card(_Frozen):
+    """All that is needed to rebuild and to describe a model; stored as JSON under the key `pfgmpp`."""
+
+    format: Literal[1] = 1
+    dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    D: Dimension
+    resolution: int = Field(ge=1, le=4096)
+    channels: Literal[1, 3]
+    classes: tuple[str, ...] = ()
+    architecture: UNetOptions | ExactOptions = Field(discriminator="network")
+    sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
+    sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False)
+    default_steps: int = Field(18, ge=2)
+    max_steps: int = Field(256, ge=2)
+    license: str
+    training: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
+        if self.default_steps > self.max_steps:
+            raise ValueError(f"default_steps {self.default_steps} exceeds max_steps {self.max_steps}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes must have different names")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The model's name in file names and metrics, such as `digits-d2048`."""
+        return f"{self.dataset}-d{format_D(self.D)}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of one image."""
+        return (self.channels, self.resolution, self.resolution)
+
+
+def read_card(path: Path) -> Card:
+    """The card of a checkpoint file, from its header alone.
+
+    Raises CheckpointError when the file cannot be read, is not safetensors, or carries no valid card.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(f"{path}: its metadata has no {METADATA_KEY!r} entry, so it is not a PFGM++ checkpoint")
+    try:
+        return Card.model_validate(json.loads(metadata[METADATA_KEY]))
+    except ValidationError as error:
+        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
+        raise CheckpointError(f"{path}: bad metadata: {reasons}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its {METADATA_KEY!r} metadata is not JSON ({error})") from error
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal: the identity of a checkpoint."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_files(store: Path) -> Iterator[Path]:
+    """The checkpoint files of a model store, in the order of their names.
+
+    Raises CheckpointError when the store is not a directory.
+    """
+    if not store.is_dir():
+        raise CheckpointError(f"{store}: the model store is not a directory")
+    yield from sorted(store.glob("*.safetensors"))

@@ -1,0 +1,81 @@
+"""Checkpoints: one safetensors file that holds the weights and the card of a model, loaded strictly."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.card import METADATA_KEY, Card, CheckpointError, ExactOptions, file_sha256, read_card
+from models.exact import ExactDenoiser
+from models.unet import EDMPrecond
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded checkpoint: `network(x [B, C, H, W], sigma [B], labels [B, classes] | None)` is its denoiser."""
+
+    card: Card
+    network: nn.Module
+    sha256: str
+    device: torch.device
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.network.parameters())
+
+
+def build(card: Card) -> nn.Module:
+    """The denoiser that a card describes, with no weights in it: its tensors are on the meta device."""
+    with torch.device("meta"):
+        if isinstance(card.architecture, ExactOptions):
+            return ExactDenoiser(card.shape, card.architecture.examples, card.D)
+        return EDMPrecond(card.architecture, card.resolution, card.channels, len(card.classes))
+
+
+def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
+    """Write a checkpoint; it appears under its name only when it is complete."""
+    temporary = path.with_suffix(".partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={METADATA_KEY: card.model_dump_json()})
+    temporary.chmod(0o644)
+    os.replace(temporary, path)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Model:
+    """The model in a checkpoint file, ready to denoise on a device.
+
+    Raises CheckpointError naming the file and the tensor that is missing, unexpected, misshapen or not finite.
+    """
+    card = read_card(path)
+    network = build(card)
+    try:
+        tensors = load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot read its tensors ({error})") from error
+    check_tensors(path, network.state_dict(), tensors)
+    network.load_state_dict(tensors, assign=True)
+    network.requires_grad_(False).eval()
+    # Convolutions run 1.1x (float32) to 4x (bfloat16) faster in this layout.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Model(card, network, file_sha256(path), torch.device(device))
+
+
+def check_tensors(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless the tensors found are exactly the ones expected, with finite values."""
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise CheckpointError(f"{path}: tensor {name!r} is missing")
+        if name not in expected:
+            raise CheckpointError(f"{path}: tensor {name!r} does not belong to the network its card describes")
+        wanted, tensor = expected[name], found[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.dtype} {list(tensor.shape)}, "
+                f"but the network needs {wanted.dtype} {list(wanted.shape)}"
+            )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: tensor {name!r} holds values that are not finite")

@@ -1,0 +1,69 @@
+"""The deterministic 2nd-order sampler (Karras et al., 2022, algorithm 1), one network evaluation at a time.
+
+The ODE is dx/dsigma = (x - D_theta(x, sigma)) / sigma for every D of PFGM++ (Xu et al., 2023, section 4).
+"""
+
+from collections.abc import Callable, Generator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x [B, C, H, W], sigma [B]) -> the denoised estimate [B, C, H, W]."""
+
+
+class Query(NamedTuple):
+    """What a solver wants to know next: the denoised estimate at (x, sigma)."""
+
+    x: Tensor
+    sigma: float
+
+
+Solver = Generator[Query, Tensor, Tensor]
+"""Yields a Query, is sent the estimate in float64, and returns the image."""
+
+
+def noise_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> list[float]:
+    """The noise levels sigma_0 = sigma_max > ... > sigma_{n-1} = sigma_min, then 0 (EDM, eq. 5): n + 1 numbers.
+
+    Raises ValueError for steps < 2, for which the formula divides by zero, and for a range that is not one.
+    """
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, not {steps}")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"noise levels need 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    levels: list[float] = ((start + ramp * (end - start)) ** rho).tolist()
+    return [*levels, 0.0]
+
+
+def heun(x: Tensor, sigmas: list[float]) -> Solver:
+    """The image at the end of the path from x [..., C, H, W] (float64) through the falling noise levels.
+
+    Euler to the next level, then the mean of the slopes at both ends (EDM, algorithm 1 with gamma = 0); the last
+    step, to 0, is Euler alone: 2n - 1 evaluations for n steps. Yields every point at which it needs an estimate.
+    """
+    for sigma, sigma_next in pairwise(sigmas):
+        slope = (x - (yield Query(x, sigma))) / sigma
+        x_next = x + (sigma_next - sigma) * slope
+        if sigma_next > 0:
+            slope_next = (x_next - (yield Query(x_next, sigma_next))) / sigma_next
+            x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
+        x = x_next
+    return x
+
+
+def solve(solver: Solver, denoiser: Denoiser, on_evaluation: Callable[[], object] = lambda: None) -> Tensor:
+    """What a solver returns, its queries answered by a denoiser; calls on_evaluation after each one."""
+    query = next(solver)
+    while True:
+        sigma = torch.full(query.x.shape[:1], query.sigma, dtype=torch.float64, device=query.x.device)
+        denoised = denoiser(query.x, sigma).to(torch.float64)
+        on_evaluation()
+        try:
+            query = solver.send(denoised)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

@@ -1,0 +1,273 @@
+"""DDPM++ and NCSN++ (Song et al., 2021) with EDM's preconditioning (Karras et al., 2022, table 1).
+
+Parameter names and shapes are those of the published checkpoints, so that their tensors load as they are.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.card import UNetOptions
+
+Resampling = Literal["up", "down"]
+
+
+class Conv(nn.Conv2d):
+    """A convolution that may halve or double the resolution with a smoothing filter on its way.
+
+    The filter comes before the convolution; `filter_last` (NCSN++'s residual branch) puts it after, both padded as one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        resampling: Resampling | None = None,
+        resample_filter: tuple[int, ...] = (1, 1),
+        filter_last: bool = False,
+    ):
+        smoothing = torch.tensor(resample_filter, dtype=torch.float32)
+        margin = (len(smoothing) - 1) // 2
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2 + (margin if filter_last else 0)
+        )
+        self.resampling = resampling
+        self.filter_last = filter_last
+        self.margin = margin
+        if resampling:
+            kernel = smoothing.outer(smoothing) / smoothing.sum() ** 2
+            self.register_buffer("resample_filter", kernel[None, None])
+            self.resample_filter: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H', W'], H' = H, 2H or H/2."""
+        if self.filter_last:
+            return self._smooth(super().forward(x), stride=2, padding=0)
+        if self.resampling == "down":
+            x = self._smooth(x, stride=2, padding=self.margin)
+        elif self.resampling == "up":
+            kernel = self.resample_filter.mul(4).expand(x.shape[1], -1, -1, -1)
+            x = F.conv_transpose2d(x, kernel, groups=x.shape[1], stride=2, padding=self.margin)
+        return super().forward(x)
+
+    def _smooth(self, x: Tensor, stride: int, padding: int) -> Tensor:
+        kernel = self.resample_filter.expand(x.shape[1], -1, -1, -1)
+        return F.conv2d(x, kernel, groups=x.shape[1], stride=stride, padding=padding)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation in at most 32 groups of at least 4 channels."""
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+
+
+class Block(nn.Module):
+    """A residual block, shifted by the embedding, with self-attention where asked; scaled by 1/sqrt 2."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        options: UNetOptions,
+        resampling: Resampling | None = None,
+        attention: bool = False,
+    ):
+        super().__init__()
+        self.out_channels = out_channels
+        self.dropout = options.dropout
+        self.attention = attention
+        resample = (resampling, options.resample_filter)
+        self.norm0 = group_norm(in_channels)
+        self.conv0 = Conv(in_channels, out_channels, 3, *resample)
+        self.affine = nn.Linear(emb_channels, out_channels)
+        self.norm1 = group_norm(out_channels)
+        self.conv1 = Conv(out_channels, out_channels, 3)
+        if resampling or in_channels != out_channels:
+            self.skip: nn.Module = Conv(in_channels, out_channels, 1, *resample)
+        else:
+            self.skip = nn.Identity()
+        if attention:
+            self.norm2 = group_norm(out_channels)
+            self.qkv = Conv(out_channels, 3 * out_channels, 1)
+            self.proj = Conv(out_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """[B, in, H, W] and the embedding [B, E] -> [B, out, H', W']."""
+        h: Tensor = self.conv0(F.silu(self.norm0(x)))
+        h = F.silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
+        h = self.conv1(F.dropout(h, self.dropout, self.training))
+        h = (h + self.skip(x)) * math.sqrt(0.5)
+        if self.attention:
+            h = (h + self._attend(h)) * math.sqrt(0.5)
+        return h
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Self-attention of one head over the H*W places; the channels of q, k and v interleave."""
+        q, k, v = self.qkv(self.norm2(x)).reshape(len(x), x.shape[1], 3, -1).permute(2, 0, 3, 1)
+        attended: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape))
+        return attended
+
+
+class FourierFeatures(nn.Module):
+    """sin and cos of the noise level at random frequencies [B] -> [B, channels] (NCSN++)."""
+
+    def __init__(self, channels: int, scale: float = 16.0):
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        self.freqs: Tensor
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        return sin_cos(c_noise, 2 * math.pi * self.freqs)
+
+
+class PositionalFeatures(nn.Module):
+    """sin and cos of the noise level at frequencies from 1 to 1/10000 [B] -> [B, channels] (DDPM++)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.frequencies = channels // 2
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        exponents = torch.arange(self.frequencies, dtype=torch.float32, device=c_noise.device) / (self.frequencies - 1)
+        return sin_cos(c_noise, 1e-4**exponents)
+
+
+def sin_cos(c_noise: Tensor, freqs: Tensor) -> Tensor:
+    """[sin, cos] of every product, [B] x [F] -> [B, 2F]."""
+    angles = c_noise[:, None] * freqs
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class SongUNet(nn.Module):
+    """The raw network F_theta(x, c_noise, labels, augment_labels): DDPM++ or NCSN++, as the options say."""
+
+    def __init__(self, options: UNetOptions, resolution: int, channels: int, classes: int):
+        super().__init__()
+        width = options.model_channels
+        noise_channels = width * options.channel_mult_noise
+        self.emb_channels = 4 * width
+        features = FourierFeatures if options.embedding == "fourier" else PositionalFeatures
+        self.map_noise = features(noise_channels)
+        self.map_label = nn.Linear(classes, noise_channels) if classes else None
+        self.map_augment = nn.Linear(options.augment_dim, noise_channels, bias=False) if options.augment_dim else None
+        self.map_layer0 = nn.Linear(noise_channels, self.emb_channels)
+        self.map_layer1 = nn.Linear(self.emb_channels, self.emb_channels)
+        self.enc, skips = self._encoder(options, resolution, channels)
+        self.dec = self._decoder(options, resolution, channels, skips)
+
+    def _encoder(self, options: UNetOptions, resolution: int, channels: int) -> tuple[nn.ModuleDict, list[int]]:
+        """The layers of the way down by name, and the widths they leave behind for the way up."""
+        width = options.model_channels
+        enc: dict[str, nn.Module] = {f"{resolution}x{resolution}_conv": Conv(channels, width, 3)}
+        skips = [width]
+        aux_width = channels
+        for level, mult in enumerate(options.channel_mult):
+            res = resolution >> level
+            if level > 0:
+                enc[f"{res}x{res}_down"] = Block(width, width, self.emb_channels, options, "down")
+                skips.append(width)
+                if options.encoder == "residual":
+                    enc[f"{res}x{res}_aux_residual"] = Conv(
+                        aux_width, width, 3, "down", options.resample_filter, filter_last=True
+                    )
+                    aux_width = width
+            for index in range(options.num_blocks):
+                attention = res in options.attn_resolutions
+                out = options.model_channels * mult
+                enc[f"{res}x{res}_block{index}"] = Block(width, out, self.emb_channels, options, attention=attention)
+                width = out
+                skips.append(width)
+        return nn.ModuleDict(enc), skips
+
+    def _decoder(self, options: UNetOptions, resolution: int, channels: int, skips: list[int]) -> nn.ModuleDict:
+        """The layers of the way up by name; every `block` also takes the newest width left by the encoder."""
+        dec: dict[str, nn.Module] = {}
+        width = skips[-1]
+        for level, mult in reversed(list(enumerate(options.channel_mult))):
+            res = resolution >> level
+            if level == len(options.channel_mult) - 1:
+                dec[f"{res}x{res}_in0"] = Block(width, width, self.emb_channels, options, attention=True)
+                dec[f"{res}x{res}_in1"] = Block(width, width, self.emb_channels, options)
+            else:
+                dec[f"{res}x{res}_up"] = Block(width, width, self.emb_channels, options, "up")
+            for index in range(options.num_blocks + 1):
+                attention = index == options.num_blocks and res in options.attn_resolutions
+                out = options.model_channels * mult
+                dec[f"{res}x{res}_block{index}"] = Block(
+                    width + skips.pop(), out, self.emb_channels, options, attention=attention
+                )
+                width = out
+        dec[f"{resolution}x{resolution}_aux_norm"] = group_norm(width)
+        dec[f"{resolution}x{resolution}_aux_conv"] = Conv(width, channels, 3)
+        return nn.ModuleDict(dec)
+
+    def init_weights(self) -> None:
+        """Draw the weights of an untrained network: Xavier uniform, last layers near zero (EDM, appendix F)."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                near_zero = name.endswith(("conv1", "proj", "aux_conv"))
+                gain = 1e-5 if near_zero else math.sqrt(0.2) if name.endswith("qkv") else 1.0
+                nn.init.xavier_uniform_(module.weight, gain)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """The conditioning vector [B, E] of noise level [B], one-hot labels [B, classes] and augmentation [B, A]."""
+        emb = self.map_noise(c_noise)
+        if self.map_label is not None and labels is not None:
+            emb = emb + self.map_label(labels * math.sqrt(self.map_label.in_features))
+        elif self.map_label is not None:
+            emb = emb + self.map_label.bias
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        emb = F.silu(self.map_layer0(emb))
+        return F.silu(self.map_layer1(emb))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """[B, C, H, W] at noise level [B] -> [B, C, H, W]; absent labels count as all zero."""
+        emb = self.embed(c_noise, labels, augment_labels)
+        aux = x
+        skips: list[Tensor] = []
+        for name, layer in self.enc.items():
+            if name.endswith("aux_residual"):
+                aux = (layer(aux) + x) * math.sqrt(0.5)
+                x = skips[-1] = aux
+            else:
+                x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+                skips.append(x)
+        for name, layer in self.dec.items():
+            if name.endswith("aux_norm"):
+                x = F.silu(layer(x))
+            elif name.endswith("aux_conv"):
+                x = layer(x)
+            else:
+                x = torch.cat([x, skips.pop()], dim=1) if "_block" in name else x
+                x = layer(x, emb)
+        return x
+
+
+class EDMPrecond(nn.Module):
+    """The denoiser D_theta(x, sigma) = c_skip x + c_out F_theta(c_in x, c_noise) (EDM, eq. 7 and table 1)."""
+
+    def __init__(self, options: UNetOptions, resolution: int, channels: int, classes: int):
+        super().__init__()
+        self.sigma_data = options.sigma_data
+        self.model = SongUNet(options, resolution, channels, classes)
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """The denoised estimate [B, C, H, W] in float32 at x and sigma [B], each image at its own noise level."""
+        x, s = x.to(torch.float32), self.sigma_data
+        sigma = sigma.to(torch.float32)
+        level = sigma[:, None, None, None]
+        variance = level.square() + s**2
+        c_skip, c_out, c_in = s**2 / variance, level * s * variance.rsqrt(), variance.rsqrt()
+        F_x = self.model(c_in * x, sigma.log() / 4, labels, augment_labels)
+        return c_skip * x + c_out * F_x.to(torch.float32)  # type: ignore[no-any-return]

@@ -1,0 +1,7 @@
+"""The service: a request enters by the API, waits in the queue, and is batched, computed, drawn and fetched.
+
+api -> catalogue, sample (validated) -> queue (waits) -> worker (batched) -> engine (computed: the one bridge to
+`models`) -> picture (drawn) -> store (kept) -> api (fetched). `supervisor` keeps the processes alive.
+"""
+
+__version__ = "0.1.0"

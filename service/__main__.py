@@ -1,0 +1,5 @@
+"""`python -m service` is `pfgmpp`."""
+
+from service.cli import app
+
+app()

@@ -1,0 +1,203 @@
+"""The HTTP API: where a request enters and a result is fetched. Never imports torch."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service import __version__
+from service.catalogue import OfferedModel
+from service.door import Door
+from service.job import Job, JobView
+from service.picture import png
+from service.problems import (
+    BodyTooLarge,
+    Gone,
+    InvalidRequest,
+    NoResult,
+    NoSuchModel,
+    NotFinished,
+    NotFound,
+    NotJson,
+    NotReady,
+    NoWorker,
+    QueueFull,
+    QueueUnavailable,
+)
+from service.sample import SampleRequest
+from service.settings import Settings
+from service.wire import install, problem_responses, read_json_body
+
+router = APIRouter()
+
+PNG = {"content": {"image/png": {}}, "description": "The picture."}
+
+
+def _door(request: Request) -> Door:
+    door: Door = request.app.state.door
+    return door
+
+
+DoorOf = Annotated[Door, Depends(_door)]
+WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the next change of status.")]
+
+
+@router.post(
+    "/v1/samples",
+    status_code=202,
+    tags=["jobs"],
+    summary="Ask for images",
+    response_model=JobView,
+    responses=problem_responses(BodyTooLarge, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": SampleRequest.model_json_schema()}},
+        }
+    },
+)
+async def submit(request: Request, response: Response, door: DoorOf) -> JobView:
+    """Queues a job and answers it at once; follow it at its `Location`."""
+    job = await door.submit(await read_json_body(request, door.settings.max_body_bytes))
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job.view()
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    tags=["jobs"],
+    summary="Follow a job",
+    responses=problem_responses(NotFound, InvalidRequest, QueueUnavailable),
+)
+async def job(job_id: str, door: DoorOf, wait: WaitSeconds = 0) -> JobView:
+    """The job; with `wait`, at its next change of status or after so many seconds."""
+    return (await door.job(job_id, wait)).view()
+
+
+@router.get(
+    "/v1/jobs/{job_id}/grid.png",
+    tags=["results"],
+    summary="All images of a job as one picture",
+    response_class=Response,
+    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+)
+async def grid(job_id: str, request: Request, door: DoorOf) -> Response:
+    """The grid as PNG; its text chunks hold what it takes to make it again."""
+    finished = await door.finished(job_id)
+    headers = _result_headers(finished, "grid")
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(_result(door, job_id, "grid.png"), media_type="image/png", headers=headers)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/images/{k}.png",
+    tags=["results"],
+    summary="One image of a job",
+    response_class=Response,
+    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+)
+async def image(job_id: str, k: str, request: Request, door: DoorOf) -> Response:
+    """Image k, counted from 0, as PNG, enlarged as the job's `scale` says."""
+    finished = await door.finished(job_id)
+    if not (k.isascii() and k.isdecimal() and len(k) < 10 and int(k) < finished.count):
+        raise NotFound(f"job {job_id} has the images 0 to {finished.count - 1}")
+    headers = _result_headers(finished, k)
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    path = _result(door, job_id, "images.npy")
+    content = await asyncio.to_thread(_encode, path, int(k), int(finished.request["scale"]))
+    return Response(content, media_type="image/png", headers=headers)
+
+
+def _result(door: Door, job_id: str, name: str) -> Path:
+    path = door.store.path(job_id, name)
+    if not path.is_file():
+        raise Gone(f"the result of job {job_id} is no longer in the store")
+    return path
+
+
+def _encode(path: Path, k: int, scale: int) -> bytes:
+    return png(np.load(path, mmap_mode="r", allow_pickle=False)[k], scale)
+
+
+def _result_headers(job: Job, name: str) -> dict[str, str]:
+    """Headers of a picture: a result never changes, and tells where its time went."""
+    latency = job.latency()
+    stages = [] if latency is None else ["queue", "batch_wait", "sampling", "encoding", "total"]
+    timing = ", ".join(f"{stage};dur={1000 * getattr(latency, f'{stage}_seconds'):.1f}" for stage in stages)
+    return {"ETag": f'"{job.id}-{name}"', "Cache-Control": "private, max-age=3600", "Server-Timing": timing}
+
+
+@router.get("/v1/models", tags=["models"], summary="What can be sampled", responses=problem_responses(QueueUnavailable))
+async def models(door: DoorOf) -> list[OfferedModel]:
+    """Every model that a live worker holds."""
+    return list((await door.catalogue(is_fresh=True)).models.values())
+
+
+@router.get(
+    "/v1/models/{dataset}/{D}",
+    tags=["models"],
+    summary="One model",
+    responses=problem_responses(NoSuchModel, QueueUnavailable),
+)
+async def model(dataset: str, D: str, door: DoorOf) -> OfferedModel:
+    """The model of a dataset and D."""
+    return await door.model(dataset, D)
+
+
+@router.get("/livez", tags=["health"], summary="Whether the process answers")
+async def livez() -> dict[str, str]:
+    """Answers as long as the process does."""
+    return {"status": "alive"}
+
+
+@router.get(
+    "/readyz", tags=["health"], summary="Whether a request would be served", responses=problem_responses(NotReady)
+)
+async def readyz(door: DoorOf) -> dict[str, Any]:
+    """Redis answers, and a live worker holds a model."""
+    catalogue = await door.check_ready()
+    return {"status": "ready", "models": len(catalogue.models), "workers": len(catalogue.workers)}
+
+
+@router.get(
+    "/metrics",
+    tags=["health"],
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **problem_responses(QueueUnavailable)},
+)
+async def metrics(door: DoorOf) -> Response:
+    """The queue as it is now, this process, and the local workers of `pfgmpp serve`."""
+    return Response(await door.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; its lifespan holds the connections to Redis."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        door = app.state.door = Door(settings)
+        upkeep = [asyncio.create_task(act()) for act in (door.events.listen, door.reap)]
+        yield
+        for task in upkeep:
+            task.cancel()
+        await door.queue.close()
+
+    app = FastAPI(
+        title="PFGM++ Serve",
+        version=__version__,
+        summary="Samples PFGM++ image models: one family with PFGM at D = 1 and diffusion at D = infinity.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+    )
+    app.include_router(router)
+    install(app)
+    return app

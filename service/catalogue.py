@@ -1,0 +1,99 @@
+"""What can be sampled: the models that live workers announce."""
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DimensionValue = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["inf"]
+
+
+class ModelFacts(BaseModel):
+    """A model as a worker announces it; the fields of `/v1/models`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="Label of the model in metrics.", examples=["digits-d2048"])
+    dataset: str
+    D: int | float | Literal["inf"]
+    resolution: int
+    channels: int
+    classes: tuple[str, ...]
+    default_steps: int
+    max_steps: int
+    solvers: tuple[str, ...]
+    checkpoint_sha256: str
+    parameters: int
+    license: str
+    training: dict[str, Any]
+
+
+class OfferedModel(ModelFacts):
+    """A model with the workers that hold it."""
+
+    loaded_on: tuple[str, ...]
+
+
+class WorkerState(BaseModel):
+    """What a worker says of itself with every heartbeat."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: Literal["idle", "busy", "lost"]
+    device: str
+    evaluations_per_second: float = Field(0.0, description="Images x network evaluations, lately; 0 if not known yet.")
+    models: tuple[ModelFacts, ...]
+
+
+class Catalogue:
+    """The models on offer at one moment, by dataset and D."""
+
+    def __init__(self, workers: Iterable[WorkerState], remembered: Iterable[ModelFacts] = ()):
+        self.workers = tuple(workers)
+        self.remembered = tuple(remembered)
+        self.models = self._merge()
+
+    def _merge(self) -> dict[str, OfferedModel]:
+        holders: dict[str, list[str]] = {}
+        facts: dict[str, ModelFacts] = {}
+        for worker in self.workers:
+            for model in worker.models:
+                facts.setdefault(model.name, model)
+                if model.checkpoint_sha256 == facts[model.name].checkpoint_sha256:
+                    holders.setdefault(model.name, []).append(worker.name)
+        in_order = sorted(facts.values(), key=lambda model: (model.dataset, float(model.D)))
+        return {
+            model.name: OfferedModel(**model.model_dump(), loaded_on=tuple(holders[model.name])) for model in in_order
+        }
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether some live worker holds a model."""
+        return any(worker.models and worker.state != "lost" for worker in self.workers)
+
+    @property
+    def evaluations_per_second(self) -> float:
+        """What all workers together did per second, lately; 0 if not known yet."""
+        return sum(worker.evaluations_per_second for worker in self.workers)
+
+    def find(self, dataset: str, D: float | str) -> OfferedModel | None:
+        """The model of a dataset and D, if a live worker holds it."""
+        return next((m for m in self.models.values() if m.dataset == dataset and float(m.D) == float(D)), None)
+
+    def remembers(self, dataset: str, D: float | str) -> bool:
+        """Whether some worker has ever offered that model."""
+        return any(m.dataset == dataset and float(m.D) == float(D) for m in self.remembered)
+
+    def describe(self) -> str:
+        """What exists, in words: `digits with D = 1, 128, 2048, inf`."""
+        dimensions: dict[str, list[str]] = {}
+        for model in self.models.values():
+            dimensions.setdefault(model.dataset, []).append(str(model.D))
+        return "; ".join(f"{dataset} with D = {', '.join(ds)}" for dataset, ds in dimensions.items()) or "no models"
+
+
+def models_to_json(models: Iterable[ModelFacts]) -> str:
+    """Models as one JSON text, to be kept in Redis."""
+    return json.dumps([model.model_dump(mode="json") for model in models])

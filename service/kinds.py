@@ -1,0 +1,61 @@
+"""Kinds of jobs: what the queue and the worker ask of each. `sample` is the first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from service.job import Part
+from service.sample import SampleKind, Sampler
+from service.store import LocalStore
+
+
+class Request(Protocol):
+    """What every kind's request says: how many images it is for."""
+
+    @property
+    def count(self) -> int: ...
+
+
+R = TypeVar("R", bound=Request)
+Output = TypeVar("Output")
+
+
+class Kind(Protocol[R, Output]):
+    """One kind of job: its cost, its batch key, how it is run and how its result is written."""
+
+    name: str
+
+    def parse(self, text: str) -> R:
+        """The request as it was kept with the job."""
+
+    def evaluations(self, request: R) -> int:
+        """The cost of each image, in network evaluations."""
+
+    def lane(self, request: R) -> str:
+        """What may share a batch: `model|kind|...`."""
+
+    def run(
+        self, engine: Sampler, parts: Sequence[Part], requests: Mapping[str, R], on_evaluation: Callable[[], object]
+    ) -> list[Output]:
+        """Compute the parts of one lane as one batch; on_evaluation may raise to stop it."""
+
+    def labels(self, output: Output) -> list[int]:
+        """The classes of the images of a part; empty for a model without."""
+
+    def keep(self, store: LocalStore, part: Part, output: Output) -> None:
+        """Put aside what was computed of a job until the rest is done."""
+
+    def kept(self, store: LocalStore, job_id: str) -> dict[Part, Output]:
+        """What was put aside of a job, by any worker."""
+
+    def write(
+        self, store: LocalStore, job_id: str, request: R, outputs: Mapping[Part, Output], checkpoint_sha256: str
+    ) -> None:
+        """Write the result of a whole job."""
+
+
+KINDS: dict[str, Kind[Any, Any]] = {kind.name: kind for kind in (SampleKind(),)}
+
+
+def kind_of(lane: str) -> Kind[Any, Any]:
+    """The kind of the jobs in a lane."""
+    return KINDS[lane.split("|")[1]]

@@ -1,0 +1,53 @@
+"""Logs: one designed line per event, to read in a terminal or to parse as JSON."""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+
+def get_logger() -> FilteringBoundLogger:
+    """A logger of events; their details are keyword arguments."""
+    logger: FilteringBoundLogger = structlog.get_logger("service")
+    return logger
+
+
+def configure(process: str, log_format: Literal["text", "json"]) -> None:
+    """Send the events of this process, and warnings of libraries, to standard error under the process's name.
+
+    As text, `03:12:45.123 worker-1  batch done      images=64 model=digits-d2048`; as JSON, one object per line.
+    """
+
+    def name_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        if log_format == "json":
+            return {"process": process, **event}
+        return {**event, "event": f"{process:<10} {event['event']}"}
+
+    if log_format == "json":
+        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        render: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        # Plain tracebacks: the decorated ones print the values of variables, secrets included.
+        plain = structlog.dev.plain_traceback
+        colors = sys.stderr.isatty()
+        render = [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=32, exception_formatter=plain)]
+    shared: list[Processor] = [name_process, structlog.processors.add_log_level, stamp]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render]
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("service").setLevel(logging.INFO)

@@ -1,0 +1,131 @@
+"""Prometheus metrics: counters and histograms where things happen, gauges of the queue read from Redis at each scrape.
+
+With PROMETHEUS_MULTIPROC_DIR set (by `pfgmpp serve`), API and local workers share one exposition.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from service.catalogue import Catalogue
+from service.job import Latency
+from service.logs import get_logger
+from service.queue import Census, GivenBack
+
+REGISTRY = CollectorRegistry()
+log = get_logger()
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+
+SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180, 600)
+FINE_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+jobs_submitted = Counter("pfgmpp_jobs_submitted", "Jobs accepted.", ["model"], registry=REGISTRY)
+jobs_finished = Counter("pfgmpp_jobs_finished", "Jobs ended.", ["model", "outcome"], registry=REGISTRY)
+jobs_rejected = Counter("pfgmpp_jobs_rejected", "Submissions refused.", ["reason"], registry=REGISTRY)
+jobs_reclaimed = Counter("pfgmpp_jobs_reclaimed", "Jobs taken back from lost workers.", ["model"], registry=REGISTRY)
+images_generated = Counter("pfgmpp_images_generated", "Images delivered.", ["model"], registry=REGISTRY)
+network_evaluations = Counter(
+    "pfgmpp_network_evaluations", "Network evaluations, one per image.", ["model", "kind"], registry=REGISTRY
+)
+batches = Counter(
+    "pfgmpp_batches", "Batches begun, by why they were not larger.", ["model", "reason"], registry=REGISTRY
+)
+job_duration = Histogram(
+    "pfgmpp_job_duration_seconds", "Where a job's time went.", ["model", "stage"], buckets=SECONDS, registry=REGISTRY
+)
+batch_images = Histogram("pfgmpp_batch_images", "Images in a batch.", ["model"], buckets=IMAGES, registry=REGISTRY)
+network_evaluation_seconds = Histogram(
+    "pfgmpp_network_evaluation_seconds",
+    "One network evaluation of a whole batch.",
+    ["model"],
+    buckets=FINE_SECONDS,
+    registry=REGISTRY,
+)
+http_request_duration = Histogram(
+    "pfgmpp_http_request_duration_seconds",
+    "HTTP requests, long polls included.",
+    ["method", "route", "code"],
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+worker_memory = Gauge(
+    "pfgmpp_worker_memory_bytes",
+    "Memory of the workers.",
+    ["kind"],
+    registry=REGISTRY,
+    multiprocess_mode="livesum",
+)
+build_info = Gauge(
+    "pfgmpp_build_info",
+    "What the workers run.",
+    ["version", "torch", "device"],
+    registry=REGISTRY,
+    multiprocess_mode="livemax",
+)
+
+
+def observe_job(model: str, latency: Latency) -> None:
+    """Record where the time of a finished job went."""
+    for stage in ("queue", "batch_wait", "sampling", "encoding", "total"):
+        job_duration.labels(model, stage).observe(getattr(latency, f"{stage}_seconds"))
+
+
+def count_given_back(job: GivenBack) -> None:
+    """Record, and log, a job whose batch was lost."""
+    jobs_reclaimed.labels(job.model).inc()
+    if job.has_failed:
+        jobs_finished.labels(job.model, "failed").inc()
+        log.error("job failed", job=job.job_id, model=job.model)
+    else:
+        log.warning("job requeued", job=job.job_id, model=job.model)
+
+
+def observe_memory(device_bytes: int | None) -> None:
+    """Record what memory this worker holds now."""
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    worker_memory.labels("resident").set(resident_pages * os.sysconf("SC_PAGE_SIZE"))
+    if device_bytes is not None:
+        worker_memory.labels("device").set(device_bytes)
+
+
+class _QueueCollector(Collector):
+    """The gauges of one scrape."""
+
+    def __init__(self, census: Census, catalogue: Catalogue):
+        self.census, self.catalogue = census, catalogue
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily("pfgmpp_queue_jobs", "Jobs with images that wait.", labels=["model"])
+        images = GaugeMetricFamily("pfgmpp_queue_images", "Images that wait.", labels=["model"])
+        evaluations = GaugeMetricFamily("pfgmpp_queue_evaluations", "Network evaluations that wait.", labels=["model"])
+        oldest = GaugeMetricFamily("pfgmpp_queue_oldest_age_seconds", "Age of the oldest of them.", labels=["model"])
+        running = GaugeMetricFamily("pfgmpp_jobs_running", "Jobs begun and not ended.", labels=["model"])
+        for model, count in self.census.running.items():
+            lanes = [lane for lane in self.census.lanes if lane.model == model]
+            jobs.add_metric([model], sum(lane.jobs for lane in lanes))
+            images.add_metric([model], sum(lane.images for lane in lanes))
+            evaluations.add_metric([model], sum(lane.evaluations for lane in lanes))
+            oldest.add_metric([model], max((lane.oldest_age_seconds for lane in lanes), default=0))
+            running.add_metric([model], count)
+        workers = GaugeMetricFamily("pfgmpp_workers", "Live workers.", labels=["state"])
+        for state in ("idle", "busy", "lost"):
+            workers.add_metric([state], sum(worker.state == state for worker in self.catalogue.workers))
+        yield from (jobs, images, evaluations, oldest, running, workers)
+
+
+def exposition(census: Census, catalogue: Catalogue) -> bytes:
+    """All metrics in the text format."""
+    of_scrape = CollectorRegistry()
+    of_scrape.register(_QueueCollector(census, catalogue))
+    of_processes = REGISTRY
+    if MULTIPROCESS_DIR in os.environ:
+        of_processes = CollectorRegistry()
+        MultiProcessCollector(of_processes)  # type: ignore[no-untyped-call]
+    return generate_latest(of_processes) + generate_latest(of_scrape)

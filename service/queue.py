@@ -1,0 +1,289 @@
+"""The queue: sorted-set lanes in Redis and a few scripts, one round trip each. `scripts/common.lua` lists the keys.
+
+A job is `count` images of one lane; a claim takes images of one lane across jobs, under a lease; the batch's id fences
+every answer. So a job is computed at least once and ended exactly once.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from redis.asyncio import Redis
+
+from service.catalogue import Catalogue, ModelFacts, WorkerState
+from service.job import Job, JobError, Part
+from service.redis_client import connect, connect_blocking
+from service.settings import Settings
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a worker has claimed: parts of one lane, and the requests of their jobs by id."""
+
+    id: str
+    lane: str
+    parts: tuple[Part, ...]
+    requests: Mapping[str, str]
+
+    @property
+    def images(self) -> int:
+        return sum(part.length for part in self.parts)
+
+    @property
+    def model(self) -> str:
+        return self.lane.split("|")[0]
+
+
+class Report(BaseModel):
+    """What a worker says of a batch it has computed."""
+
+    timings: dict[str, float]
+    images: int
+    checkpoint: str
+    labels: dict[str, str]
+    written: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to `complete`: stale, or the jobs whose results must be written first, or the jobs now ended."""
+
+    is_stale: bool = False
+    to_write: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GivenBack:
+    """A job whose batch was lost: its images wait again, or it has failed for good."""
+
+    job_id: str
+    model: str
+    has_failed: bool
+
+
+@dataclass(frozen=True)
+class LaneCensus:
+    """What waits in one lane."""
+
+    lane: str
+    jobs: int
+    images: int
+    evaluations: int
+    oldest_age_seconds: float
+
+    @property
+    def model(self) -> str:
+        return self.lane.split("|")[0]
+
+
+@dataclass(frozen=True)
+class Census:
+    """What waits and runs in the whole queue."""
+
+    evaluations: int = 0
+    lanes: tuple[LaneCensus, ...] = ()
+    running: Mapping[str, int] = field(default_factory=dict)
+
+
+def new_id() -> str:
+    """An id nobody can guess: 128 random bits in hexadecimal."""
+    return secrets.token_hex(16)
+
+
+class Queue:
+    """One queue in one Redis, for API and workers alike. Redis's own errors pass through."""
+
+    def __init__(self, redis: Redis, blocking: Redis, settings: Settings):
+        self.redis = redis
+        self.blocking = blocking
+        self.settings = settings
+        self.prefix = f"pfgmpp:{{{settings.queue}}}:"
+        common = (SCRIPTS / "common.lua").read_text()
+        # A full Redis refuses new jobs, but must still let claimed ones finish.
+        self._scripts = {
+            path.stem: redis.register_script(
+                f"#!lua{'' if path.stem == 'submit' else ' flags=allow-oom'}\n{common}\n{path.read_text()}"
+            )
+            for path in SCRIPTS.glob("*.lua")
+            if path.stem != "common"
+        }
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Queue":
+        """The queue of the settings; nothing is connected before the first call.
+
+        Raises ValueError when the settings name no Redis.
+        """
+        if not settings.redis_url:
+            raise ValueError("REDIS_URL is not set; set it, or use `pfgmpp serve`, which starts its own Redis")
+        return cls(connect(settings.redis_url), connect_blocking(settings.redis_url), settings)
+
+    async def close(self) -> None:
+        await self.redis.aclose()
+        await self.blocking.aclose()
+
+    async def _run(self, script: str, *arguments: str | int | float) -> Any:
+        return await self._scripts[script](keys=[self.prefix], args=arguments)
+
+    @property
+    def _retention_ms(self) -> int:
+        return int(self.settings.retention_seconds * 1000)
+
+    async def ping(self) -> None:
+        await self.redis.ping()
+
+    async def submit(self, job_id: str, kind: str, lane: str, count: int, evaluations: int, request: str) -> bool:
+        """Queue a job of `count` images; False when the queue is full. Repeating it with the same id is harmless."""
+        limit = self.settings.max_queued_evaluations
+        answer = await self._run("submit", job_id, kind, lane, count, evaluations, request, limit)
+        return bool(answer == "accepted")
+
+    async def read(self, job_id: str) -> Job | None:
+        """The job, or None when there is none, or no longer."""
+        answer = await self._run("read", job_id)
+        if not answer:
+            return None
+        fields, place = answer
+        return Job.from_redis(job_id, dict(_rows(fields, 2)), place)
+
+    async def claim(self, batch_id: str, worker: str, room: int, models: Sequence[str]) -> Batch | None:
+        """Up to `room` images of the lane that has waited longest, under a lease; None when nothing waits."""
+        lease_ms = int(self.settings.lease_seconds * 1000)
+        answer = await self._run("claim", batch_id, worker, room, lease_ms, *models)
+        if not answer:
+            return None
+        lane, text, *rest = answer
+        return Batch(batch_id, lane, _parts(text), dict(_rows(rest, 2)))
+
+    async def renew(self, batch: Batch, evaluations_done: int) -> bool:
+        """Prolong the lease and note the progress; False when the batch is no longer the worker's."""
+        lease_ms = int(self.settings.lease_seconds * 1000)
+        return bool(await self._run("renew", batch.id, lease_ms, evaluations_done))
+
+    async def complete(self, batch: Batch, report: Report) -> Completion:
+        """Record a batch, all or nothing."""
+        word, *jobs = await self._run("complete", batch.id, self._retention_ms, report.model_dump_json())
+        if word == "stale":
+            return Completion(is_stale=True)
+        return Completion(to_write=tuple(jobs)) if word == "write" else Completion(ended=tuple(jobs))
+
+    async def fail(self, batch: Batch, error: JobError) -> list[GivenBack]:
+        """Give a batch back after an error, which counts as an attempt of its jobs."""
+        return await self._give_back(batch, error, is_charged=True)
+
+    async def hand_back(self, batch: Batch) -> list[GivenBack]:
+        """Give a batch back because its worker leaves, which counts as nothing."""
+        return await self._give_back(batch, JobError(code="handed-back", detail="The worker left."), is_charged=False)
+
+    async def _give_back(self, batch: Batch, error: JobError, is_charged: bool) -> list[GivenBack]:
+        attempts = self.settings.max_attempts
+        answer = await self._run(
+            "fail", batch.id, error.model_dump_json(), int(is_charged), attempts, self._retention_ms
+        )
+        return _given_back(answer)
+
+    async def reap(self) -> list[GivenBack]:
+        """Give back every batch whose lease has ended."""
+        attempts = self.settings.max_attempts
+        error = JobError(
+            code="worker-lost", detail=f"The worker was lost while it computed this job, {attempts} times in all."
+        )
+        return _given_back(await self._run("reap", error.model_dump_json(), attempts, self._retention_ms))
+
+    async def forgotten(self, job_ids: Sequence[str]) -> list[str]:
+        """Those of the jobs that the queue no longer knows."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.exists(f"{self.prefix}job:{job_id}")
+            known = await pipe.execute()
+        return [job_id for job_id, is_known in zip(job_ids, known, strict=True) if not is_known]
+
+    async def disown(self, worker: str) -> int:
+        """End the leases of a worker known to be dead; how many there were."""
+        return int(await self._run("disown", worker))
+
+    async def census(self, models: Sequence[str]) -> Census:
+        """What waits and runs of some models."""
+        evaluations, lanes, running = await self._run("census", *models)
+        return Census(
+            evaluations,
+            tuple(
+                LaneCensus(lane, jobs, images, images * each, age / 1000)
+                for lane, jobs, images, each, age in _rows(lanes, 5)
+            ),
+            dict(_rows(running, 2)),
+        )
+
+    async def wait_for_work(self, models: Sequence[str], timeout_seconds: float) -> None:
+        """Return when something may wait for one of the models, or after the timeout."""
+        await self.blocking.blpop([f"{self.prefix}wake:{model}" for model in models], timeout=timeout_seconds)
+
+    async def announce(self, worker: WorkerState) -> None:
+        """Say that a worker lives, and what it holds."""
+        key = f"{self.prefix}worker:{worker.name}"
+        async with self.redis.pipeline(transaction=True) as pipe:
+            seconds, _ = await self.redis.time()
+            pipe.hset(key, mapping={"state": worker.model_dump_json()})
+            pipe.pexpire(key, int(6 * self.settings.heartbeat_seconds * 1000))
+            pipe.zadd(f"{self.prefix}workers", {worker.name: seconds})
+            pipe.zremrangebyscore(f"{self.prefix}workers", "-inf", seconds - 6 * self.settings.heartbeat_seconds)
+            for model in worker.models:
+                pipe.hset(f"{self.prefix}models", model.name, model.model_dump_json())
+            await pipe.execute()
+
+    async def retire(self, worker: str) -> None:
+        """Take a worker that leaves off the list."""
+        await self.redis.delete(f"{self.prefix}worker:{worker}")
+        await self.redis.zrem(f"{self.prefix}workers", worker)
+
+    async def mark_lost(self, worker: str) -> None:
+        """Note that a worker has died and should be back soon: its models stay on offer while its record lasts."""
+        key = f"{self.prefix}worker:{worker}"
+        text = await self.redis.hget(key, "state")
+        if text:
+            state = WorkerState.model_validate_json(text).model_copy(update={"state": "lost"})
+            await self.redis.hset(key, "state", state.model_dump_json())
+
+    async def catalogue(self) -> Catalogue:
+        """What live workers offer, and what was ever offered."""
+        names: Any = await self.redis.zrange(f"{self.prefix}workers", 0, -1)
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hvals(f"{self.prefix}models")
+            for name in names:
+                pipe.hget(f"{self.prefix}worker:{name}", "state")
+            remembered, *states = await pipe.execute()
+        return Catalogue(_readable(WorkerState, states), _readable(ModelFacts, remembered))
+
+
+def _readable(kind: type[Record], texts: Sequence[str | None]) -> list[Record]:
+    """The records that this version understands; one of another version, or one just expired, is left out."""
+    records = []
+    for text in texts:
+        with suppress(ValidationError):
+            if text:
+                records.append(kind.model_validate_json(text))
+    return records
+
+
+def _parts(text: str) -> tuple[Part, ...]:
+    """`job:start:length;...` as parts."""
+    fields = (part.split(":") for part in text.split(";"))
+    return tuple(Part(job_id, int(start), int(length)) for job_id, start, length in fields)
+
+
+def _rows(flat: Sequence[Any], width: int) -> list[tuple[Any, ...]]:
+    """A flat answer of a script as rows."""
+    return list(zip(*(flat[k::width] for k in range(width)), strict=True))
+
+
+def _given_back(answer: Sequence[str]) -> list[GivenBack]:
+    return [GivenBack(job_id, model, outcome == "failed") for job_id, model, outcome in _rows(answer, 3)]

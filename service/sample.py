@@ -1,0 +1,306 @@
+"""The kind of job called `sample`: images from a model, from the request's check to the grid's last pixel."""
+
+import json
+import math
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from service import __version__
+from service.catalogue import OfferedModel
+from service.job import Part
+from service.picture import Pixels, array_bytes, grid, png
+from service.problems import FieldError, refused
+from service.store import LocalStore
+
+MAX_SEED = 2**63 - 1
+DRAWN_SEED_LIMIT = 2**53
+"""Seeds are drawn below it, where a JavaScript client still reads every digit."""
+
+EVALUATIONS: dict[str, Callable[[int], int]] = {"heun": lambda steps: 2 * steps - 1}
+"""Network evaluations of each image, by solver; a test holds it against the solver itself."""
+
+
+def _dimension(value: object) -> object:
+    if value == "inf":
+        return value
+    try:
+        if not isinstance(value, bool | str) and 0 < float(value) < math.inf:  # type: ignore[arg-type]
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError('must be a number > 0, or "inf"')
+
+
+def _label(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("must be the index or the name of a class")
+    return value
+
+
+DimensionField = Annotated[
+    Any,
+    BeforeValidator(_dimension),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "inf"}]}),
+]
+LabelField = Annotated[
+    Any, BeforeValidator(_label), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]})
+]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class SampleRequest(BaseModel):
+    """The body of `POST /v1/samples`."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"dataset": "digits", "D": 2048, "count": 16, "label": 7, "scale": 8}]},
+    )
+
+    dataset: str = Field(max_length=64, description="As listed by /v1/models.")
+    D: DimensionField = Field(description='Augmentation dimension, or "inf".')
+    steps: int | None = Field(None, ge=2, description="Solver steps; the model's default if left out.")
+    solver: str = Field("heun", max_length=32)
+    precision: Literal["exact"] = Field("exact", description="float32: the same bytes on the same kind of device.")
+    count: int = Field(1, ge=1, description="Images.")
+    seed: Seed | None = Field(None, description="Image k has seed + k; drawn if left out.")
+    seeds: list[Seed] | None = Field(None, description="One seed per image.")
+    label: LabelField | None = Field(None, description="Class of all images; drawn from each seed if left out.")
+    labels: list[LabelField] | None = Field(None, description="One class per image.")
+    columns: int | None = Field(None, ge=1, description="Of the grid; about as many as rows if left out.")
+    scale: int = Field(1, ge=1, le=16, description="Enlargement of the PNGs, nearest neighbour.")
+
+
+class Resolved(BaseModel):
+    """A request with everything decided that can be decided at the door; kept with the job."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str
+    D: int | float | Literal["inf"]
+    model: str
+    checkpoint_sha256: str
+    steps: int
+    solver: str
+    precision: Literal["exact"]
+    count: int
+    seeds: list[int]
+    labels: list[int | None] | None = Field(description="Classes asked for; null entries are drawn from the seed.")
+    columns: int
+    scale: int
+
+
+class _Checks:
+    """Collects what is wrong with a request, so that a client learns all of it at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[FieldError] = []
+
+    def add(self, field: str, message: str) -> None:
+        self.errors.append(FieldError(field=field, message=message))
+
+    def raise_any(self) -> None:
+        if self.errors:
+            raise refused(self.errors)
+
+
+def resolve(request: SampleRequest, model: OfferedModel, max_count: int, max_pixels: int) -> Resolved:
+    """The request made definite for one model.
+
+    Raises InvalidRequest naming every field that does not fit the model or the service's limits.
+    """
+    checks = _Checks()
+    steps = model.default_steps if request.steps is None else request.steps
+    if steps > model.max_steps:
+        checks.add("steps", f"must be at most {model.max_steps} for this model")
+    if request.solver not in model.solvers:
+        checks.add("solver", f"must be one of: {', '.join(model.solvers)}")
+    if request.count > max_count:
+        checks.add("count", f"must be at most {max_count}")
+    checks.raise_any()
+    seeds = _seeds(request, checks)
+    labels = _labels(request, model.classes, checks)
+    columns = request.columns or math.ceil(math.sqrt(request.count))
+    if columns > request.count:
+        checks.add("columns", f"must be at most count, {request.count}")
+    rows = math.ceil(request.count / columns)
+    if rows * columns * (model.resolution * request.scale) ** 2 > max_pixels:
+        checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
+    checks.raise_any()
+    return Resolved(
+        dataset=model.dataset,
+        D=model.D,
+        model=model.name,
+        checkpoint_sha256=model.checkpoint_sha256,
+        steps=steps,
+        solver=request.solver,
+        precision=request.precision,
+        count=request.count,
+        seeds=seeds,
+        labels=labels,
+        columns=columns,
+        scale=request.scale,
+    )
+
+
+def _seeds(request: SampleRequest, checks: _Checks) -> list[int]:
+    if request.seeds is not None:
+        if request.seed is not None:
+            checks.add("seeds", "give seed or seeds, not both")
+        if len(request.seeds) != request.count:
+            checks.add("seeds", f"has {len(request.seeds)} entries, but count is {request.count}")
+        return request.seeds
+    first = secrets.randbelow(DRAWN_SEED_LIMIT - request.count) if request.seed is None else request.seed
+    if first + request.count - 1 > MAX_SEED:
+        checks.add("seed", f"seed + count - 1 must be at most {MAX_SEED}")
+    return list(range(first, first + request.count))
+
+
+def _labels(request: SampleRequest, classes: Sequence[str], checks: _Checks) -> list[int | None] | None:
+    if request.labels is not None and request.label is not None:
+        checks.add("labels", "give label or labels, not both")
+    if request.labels is not None and len(request.labels) != request.count:
+        checks.add("labels", f"has {len(request.labels)} entries, but count is {request.count}")
+    if not classes:
+        if request.label is not None or request.labels is not None:
+            checks.add("label" if request.labels is None else "labels", "this model has no classes")
+        return None
+    if request.labels is not None:
+        return [_class_index(label, classes, f"labels.{k}", checks) for k, label in enumerate(request.labels)]
+    chosen = None if request.label is None else _class_index(request.label, classes, "label", checks)
+    return [chosen] * request.count
+
+
+def _class_index(label: int | str, classes: Sequence[str], field: str, checks: _Checks) -> int:
+    if isinstance(label, str) and label in classes:
+        return classes.index(label)
+    if isinstance(label, int) and 0 <= label < len(classes):
+        return label
+    shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    checks.add(field, f"must be a class index from 0 to {len(classes) - 1} or one of: {shown}")
+    return 0
+
+
+class Sampler(Protocol):
+    """What the kind needs of the engine."""
+
+    def sample(
+        self,
+        model: str,
+        seeds: Sequence[int],
+        labels: Sequence[int | None],
+        steps: int,
+        on_evaluation: Callable[[], object],
+    ) -> tuple[Pixels, list[int]]:
+        """Images [n, H, W, C] and their classes (empty for a model without)."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a batch made of one part: images [n, H, W, C] and their classes (empty for a model without)."""
+
+    images: Pixels
+    labels: list[int]
+
+
+class SampleKind:
+    """How the queue and the worker deal with sample jobs: cost, batch key, run, write."""
+
+    name = "sample"
+
+    def evaluations(self, request: Resolved) -> int:
+        """The cost of each image."""
+        return EVALUATIONS[request.solver](request.steps)
+
+    def lane(self, request: Resolved) -> str:
+        """What may share a batch: the model (dataset and D), the steps and the solver."""
+        return f"{request.model}|{self.name}|{request.steps}|{request.solver}"
+
+    def parse(self, text: str) -> Resolved:
+        """The request as it was kept with the job."""
+        return Resolved.model_validate_json(text)
+
+    def run(
+        self,
+        engine: Sampler,
+        parts: Sequence[Part],
+        requests: Mapping[str, Resolved],
+        on_evaluation: Callable[[], object],
+    ) -> list[Images]:
+        """The images of the parts of one lane, computed as one batch."""
+        seeds: list[int] = []
+        labels: list[int | None] = []
+        for part in parts:
+            request, span = requests[part.job_id], slice(part.start, part.start + part.length)
+            seeds += request.seeds[span]
+            labels += (request.labels or [None] * request.count)[span]
+        shared = requests[parts[0].job_id]
+        images, drawn = engine.sample(shared.model, seeds, labels, shared.steps, on_evaluation)
+        outputs, start = [], 0
+        for part in parts:
+            span = slice(start, start + part.length)
+            outputs.append(Images(images[span], drawn[span]))
+            start += part.length
+        return outputs
+
+    def labels(self, output: Images) -> list[int]:
+        """The classes of the images of a part."""
+        return output.labels
+
+    def keep(self, store: LocalStore, part: Part, output: Images) -> None:
+        """Put aside the images of a part until the other parts of its job are done."""
+        store.write(part.job_id, _part_name(part.start, "images"), array_bytes(output.images))
+        store.write(part.job_id, _part_name(part.start, "labels"), array_bytes(np.array(output.labels)))
+
+    def kept(self, store: LocalStore, job_id: str) -> dict[Part, Images]:
+        """What was put aside of a job, by any worker."""
+        outputs = {}
+        for path in store.path(job_id, "").glob(_part_name("*", "images")):
+            start = int(path.name.split("-")[1])
+            images = np.load(path, allow_pickle=False)
+            labels = np.load(store.path(job_id, _part_name(start, "labels")), allow_pickle=False)
+            outputs[Part(job_id, start, len(images))] = Images(images, labels.tolist())
+        return outputs
+
+    def write(
+        self, store: LocalStore, job_id: str, request: Resolved, outputs: Mapping[Part, Images], checkpoint_sha256: str
+    ) -> None:
+        """Write the result of a whole job: its images and its grid.
+
+        Parts that were computed twice hold the same images, so where they overlap either will do.
+        """
+        shape = next(iter(outputs.values())).images.shape[1:]
+        images = np.zeros((request.count, *shape), dtype=np.uint8)
+        labels = [0] * (0 if request.labels is None else request.count)
+        for part, output in outputs.items():
+            span = slice(part.start, part.start + part.length)
+            images[span] = output.images
+            if labels:
+                labels[span] = output.labels
+        text = provenance(request, labels, checkpoint_sha256)
+        store.write(job_id, "images.npy", array_bytes(images))
+        store.write(job_id, "grid.png", png(grid(images, request.columns), request.scale, text))
+
+
+def _part_name(start: int | str, what: str) -> str:
+    return f"part-{start}-{what}.npy"
+
+
+def provenance(request: Resolved, labels: Sequence[int], checkpoint_sha256: str) -> dict[str, str]:
+    """The text chunks of a grid: all that it takes to make the picture again."""
+    return {
+        "Software": f"PFGM++ Serve {__version__}",
+        "dataset": request.dataset,
+        "D": str(request.D),
+        "steps": str(request.steps),
+        "solver": request.solver,
+        "precision": request.precision,
+        "seeds": json.dumps(request.seeds),
+        "labels": json.dumps(labels),
+        "checkpoint_sha256": checkpoint_sha256,
+    }

@@ -1,0 +1,121 @@
+-- Put before every script. KEYS[1] is the prefix `pfgmpp:{queue}:`; every key of the queue:
+--   job:<id>        hash    one job; expires a retention time after its end
+--   lane:<lane>     zset    jobs with unclaimed images -> when they were submitted [ms]; lane = model|kind|...
+--   lanes:<model>   zset    lanes of a model that hold such jobs -> score of the head
+--   lane-images     hash    lane -> unclaimed images
+--   batch:<id>      hash    what a worker has claimed; its id fences every answer; gone 5 min after its end
+--   leases          zset    batches under way -> when their lease ends [ms]
+--   load            hash    evaluations accepted and not finished; running:<model> -> jobs running
+--   models          hash    model -> the facts last announced by a worker
+--   workers         zset    worker -> when it was last seen [ms]
+--   worker:<id>     hash    what a worker says of itself; expires with its heartbeat
+--   wake:<model>    list    at most 64 tokens for idle workers
+--   events          pub/sub "<job> <status>" at each change, "<job> progress" in between
+local P = KEYS[1]
+
+local function now()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function model_of(lane)
+  return string.match(lane, '^[^|]*')
+end
+
+local function publish(id, what)
+  redis.call('PUBLISH', P .. 'events', id .. ' ' .. what)
+end
+
+local function wake(model)
+  local key = P .. 'wake:' .. model
+  if redis.call('LLEN', key) < 64 then redis.call('RPUSH', key, '1') end
+end
+
+-- Bring the index of lanes up to date after the head of a lane may have changed.
+local function index_lane(lane)
+  local head = redis.call('ZRANGE', P .. 'lane:' .. lane, 0, 0, 'WITHSCORES')
+  local index = P .. 'lanes:' .. model_of(lane)
+  if #head == 0 then
+    redis.call('ZREM', index, lane)
+    redis.call('HDEL', P .. 'lane-images', lane)
+  else
+    redis.call('ZADD', index, head[2], lane)
+  end
+end
+
+-- "start:length;start:length" as a list of {start, length}.
+local function ranges(text)
+  local list = {}
+  for start, length in string.gmatch(text or '', '(%d+):(%d+)') do
+    list[#list + 1] = {tonumber(start), tonumber(length)}
+  end
+  return list
+end
+
+-- "job:start:length;..." of a batch as a list of {job, start, length}.
+local function parts(text)
+  local list = {}
+  for id, start, length in string.gmatch(text or '', '([^:;]+):(%d+):(%d+)') do
+    list[#list + 1] = {id, tonumber(start), tonumber(length)}
+  end
+  return list
+end
+
+local function is_open(status)
+  return status == 'queued' or status == 'running'
+end
+
+-- Move an open job to a terminal state: nothing of it stays queued, counted or reserved.
+local function finish(id, status, err, t, retention_ms)
+  local key = P .. 'job:' .. id
+  local job = redis.call('HMGET', key, 'lane', 'queued', 'count', 'done', 'evaluations', 'status')
+  local lane = job[1]
+  local unclaimed = 0
+  for _, range in ipairs(ranges(job[2])) do unclaimed = unclaimed + range[2] end
+  if unclaimed > 0 then
+    redis.call('ZREM', P .. 'lane:' .. lane, id)
+    redis.call('HINCRBY', P .. 'lane-images', lane, -unclaimed)
+    index_lane(lane)
+  end
+  redis.call('HINCRBY', P .. 'load', 'evaluations', -(job[3] - job[4]) * job[5])
+  if job[6] == 'running' then redis.call('HINCRBY', P .. 'load', 'running:' .. model_of(lane), -1) end
+  redis.call('HSET', key, 'status', status, 'queued', '', 'finished_ms', t, 'error', err)
+  redis.call('PEXPIRE', key, retention_ms)
+  publish(id, status)
+end
+
+-- Give the images of a batch back to their lanes; its jobs run alone from now on if the loss is charged to them.
+-- Returns a flat list of job, model, "requeued" or "failed".
+local function give_back(batch, err, charged, t, max_attempts, retention_ms)
+  local told, attempt = {}, {}
+  for _, part in ipairs(parts(redis.call('HGET', P .. 'batch:' .. batch, 'parts'))) do
+    local id, start, length = part[1], part[2], part[3]
+    local key = P .. 'job:' .. id
+    local job = redis.call('HMGET', key, 'status', 'queued', 'lane', 'score', 'attempts')
+    if is_open(job[1]) then
+      redis.call('HDEL', key, 'progress:' .. batch)
+      if not attempt[id] then
+        attempt[id] = tonumber(job[5])
+        if charged and attempt[id] >= max_attempts then
+          finish(id, 'failed', err, t, retention_ms)
+          told[#told + 1] = id; told[#told + 1] = model_of(job[3]); told[#told + 1] = 'failed'
+        else
+          if charged then redis.call('HSET', key, 'attempts', attempt[id] + 1, 'alone', '1') end
+          told[#told + 1] = id; told[#told + 1] = model_of(job[3]); told[#told + 1] = 'requeued'
+        end
+      end
+      if redis.call('HGET', key, 'status') ~= 'failed' then
+        local rest = start .. ':' .. length
+        if job[2] ~= '' then rest = rest .. ';' .. job[2] end
+        redis.call('HSET', key, 'queued', rest)
+        redis.call('ZADD', P .. 'lane:' .. job[3], job[4], id)
+        redis.call('HINCRBY', P .. 'lane-images', job[3], length)
+        index_lane(job[3])
+        wake(model_of(job[3]))
+      end
+    end
+  end
+  redis.call('ZREM', P .. 'leases', batch)
+  redis.call('DEL', P .. 'batch:' .. batch)
+  return told
+end

@@ -1,0 +1,18 @@
+-- Queue a job, unless the work accepted so far would exceed the limit. A repeated call answers as the first.
+-- ARGV: id, kind, lane, count, evaluations per image, request, most evaluations
+local id, lane, count, evaluations = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local key = P .. 'job:' .. id
+if redis.call('EXISTS', key) == 1 then return 'accepted' end
+local load = tonumber(redis.call('HGET', P .. 'load', 'evaluations') or '0')
+if load + count * evaluations > tonumber(ARGV[7]) then return 'full' end
+local t = now()
+redis.call('HSET', key, 'kind', ARGV[2], 'lane', lane, 'status', 'queued', 'request', ARGV[6],
+  'count', count, 'evaluations', evaluations, 'queued', '0:' .. count, 'done', 0, 'attempts', 1,
+  'score', t, 'submitted_ms', t)
+redis.call('HINCRBY', P .. 'load', 'evaluations', count * evaluations)
+redis.call('ZADD', P .. 'lane:' .. lane, t, id)
+redis.call('HINCRBY', P .. 'lane-images', lane, count)
+index_lane(lane)
+wake(model_of(lane))
+publish(id, 'queued')
+return 'accepted'

@@ -1,0 +1,60 @@
+"""Settings: read once from the environment (PFGMPP_*, and REDIS_URL) or the command line, and passed down."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Every setting of every process. Each is PFGMPP_<NAME> in the environment; REDIS_URL goes by that name too."""
+
+    model_config = SettingsConfigDict(env_prefix="PFGMPP_", frozen=True, populate_by_name=True)
+
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API listens on; 0 takes a free one.")
+    redis_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("redis_url", "REDIS_URL", "PFGMPP_REDIS_URL"),
+        description="Redis or Valkey to use; without it `pfgmpp serve` starts its own.",
+    )
+    queue: str = Field("main", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Name of the queue within Redis.")
+    data_dir: Path = Field(Path(".pfgmpp"), description="Where `pfgmpp serve` keeps the embedded Redis's data.")
+    results_dir: Path = Field(Path(".pfgmpp/results"), description="Result store, shared by API and workers.")
+    model_store: Path | None = Field(None, description="Directory of checkpoints; the shipped ones by default.")
+    workers: int = Field(1, ge=1, le=256, description="Worker processes of `pfgmpp serve`.")
+    worker_name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="A worker's name; host and process id by default."
+    )
+    worker_index: int = Field(0, ge=0, description="Which CUDA device `auto` takes, counted round.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of a worker; its share of the cores by default.")
+    batch_images: int = Field(64, ge=1, le=4096, description="Most images in one batch.")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of a worker's own /metrics; 9100 when started by `pfgmpp worker`."
+    )
+
+    max_count: int = Field(256, ge=1, description="Most images in one request.")
+    max_pixels: int = Field(2**26, ge=1, description="Most pixels in one grid.")
+    max_body_bytes: int = Field(1_000_000, ge=1000, description="Largest request body.")
+    max_queued_evaluations: int = Field(
+        20_000_000, ge=1, description="Network evaluations (images x evaluations each) accepted but not done."
+    )
+    lease_seconds: Seconds = Field(30.0, description="How long a batch stays a worker's without a sign of life.")
+    heartbeat_seconds: Seconds = Field(5.0, description="How often workers show that they live.")
+    progress_seconds: Seconds = Field(0.1, description="How often progress is noted, at most.")
+    reap_seconds: Seconds = Field(0.5, description="How often lost leases are looked for.")
+    max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails.")
+    retention_seconds: Seconds = Field(3600.0, description="How long results are kept.")
+    grace_seconds: Seconds = Field(10.0, description="How long a stopping worker may finish its batch.")
+    log_format: Literal["text", "json"] = Field("text", description="One line per event, to read or to parse.")
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables that make the same settings in another process."""
+        given = {name: str(value) for name, value in self if value is not None}
+        url = given.pop("redis_url", None)
+        variables = {f"PFGMPP_{name.upper()}": value for name, value in given.items()}
+        return variables | ({"REDIS_URL": url} if url else {})

@@ -1,0 +1,212 @@
+"""`pfgmpp serve`: embedded Redis, API and workers as child processes, restarted when they die, stopped together."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import httpx
+from prometheus_client.multiprocess import mark_process_dead
+from redis.exceptions import RedisError
+
+from service.embedded import NoServer, die_with_parent, find_server, owned, server_command, socket_folder
+from service.logs import get_logger
+from service.metrics import MULTIPROCESS_DIR
+from service.queue import Queue
+from service.settings import Settings
+
+MISCONFIGURED = 2
+"""The exit status of a child that would fail again: nothing is restarted then."""
+
+START_SECONDS = 10.0
+STABLE_SECONDS = 30.0
+LONGEST_BACKOFF_SECONDS = 10.0
+POLL_SECONDS = 0.05
+
+log = get_logger()
+
+
+@dataclass
+class Child:
+    """A process that is kept alive."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    descriptors: Sequence[int] = ()
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> asyncio.subprocess.Process:
+        """Start it in a session of its own, so that Ctrl-C reaches the supervisor alone."""
+        self.process = await asyncio.create_subprocess_exec(
+            *self.command,
+            env={**os.environ, **self.environment},
+            pass_fds=self.descriptors,
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+        return self.process
+
+    async def stop(self, within_seconds: float) -> None:
+        """Ask it to end, and insist when it has not in time."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.terminate()
+        try:
+            await asyncio.wait_for(self.process.wait(), within_seconds)
+        except TimeoutError:
+            log.warning("killed", child=self.name, after_seconds=within_seconds)
+            self.process.kill()
+            await self.process.wait()
+
+
+class Supervisor:
+    """The life of `pfgmpp serve`: start up, keep alive, shut down."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self._stopping = asyncio.Event()
+        self._status = 0
+        self._children: list[Child] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._metrics_dir = settings.data_dir.resolve() / "metrics"
+        self.queue: Queue | None = None
+
+    async def run(self) -> int:
+        """Serve until SIGINT or SIGTERM; the exit status.
+
+        Raises NoServer when there is no Redis to be had, OSError when the port is taken.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        started = time.monotonic()
+        with ExitStack() as stack:
+            stack.enter_context(owned(self.settings.data_dir))
+            listener = stack.enter_context(listen(self.settings.host, self.settings.port))
+            try:
+                url = self.settings.redis_url or await self._start_redis(stack)
+                self.queue = self._queue_at(url)
+                await self._start_service(self.queue, url, listener)
+                await self._until_ready(listener, started)
+                await self._stopping.wait()
+            finally:
+                await self._shut_down()
+        return self._status
+
+    async def _start_redis(self, stack: ExitStack) -> str:
+        """Start the embedded server and wait until it answers; its URL."""
+        folder = stack.enter_context(socket_folder(self.settings.data_dir))
+        path = folder / "redis.sock"
+        url = f"unix://{path}"
+        child = Child("redis", server_command(find_server(), path, self.settings.data_dir))
+        self._keep(child)
+        queue = self._queue_at(url)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._stopping.is_set():
+            try:
+                await queue.ping()
+                break
+            except RedisError as error:
+                if time.monotonic() > deadline:
+                    log_file = self.settings.data_dir / "redis" / "server.log"
+                    raise NoServer(f"the embedded Redis does not answer; see {log_file}") from error
+                await asyncio.sleep(POLL_SECONDS)
+        await queue.close()
+        return url
+
+    def _queue_at(self, url: str) -> Queue:
+        return Queue.open(self.settings.model_copy(update={"redis_url": url}))
+
+    async def _start_service(self, queue: Queue, url: str, listener: socket.socket) -> None:
+        settings = self.settings
+        shutil.rmtree(self._metrics_dir, ignore_errors=True)
+        self._metrics_dir.mkdir()
+        threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
+        common = settings.model_copy(update={"redis_url": url, "threads": threads}).environment()
+        common |= {MULTIPROCESS_DIR: str(self._metrics_dir), "OMP_NUM_THREADS": str(threads)}
+        this = [sys.executable, "-m", "service"]
+        fd = listener.fileno()
+        self._keep(Child("api", [*this, "api", "--fd", str(fd)], common, [fd]))
+        for index in range(settings.workers):
+            name = f"worker-{index + 1}"
+            own = {"PFGMPP_WORKER_NAME": name, "PFGMPP_WORKER_INDEX": str(index)}
+            self._keep(Child(name, [*this, "worker"], common | own), before=partial(self._disown, queue, name))
+
+    async def _disown(self, queue: Queue, worker: str) -> None:
+        """Before a worker's name is used again: what it held before is given back at once."""
+        try:
+            if batches := await queue.disown(worker):
+                log.warning("leases ended", child=worker, batches=batches)
+            await queue.mark_lost(worker)
+        except RedisError as error:
+            log.warning("queue unreachable", reason=str(error))
+
+    def _keep(self, child: Child, before: Callable[[], Awaitable[None]] | None = None) -> None:
+        self._children.append(child)
+        self._keepers.append(asyncio.create_task(self._keep_alive(child, before)))
+
+    async def _keep_alive(self, child: Child, before: Callable[[], Awaitable[None]] | None) -> None:
+        """Start a child again whenever it ends, sooner if it ran well, until the service stops."""
+        backoff = 0.1
+        while not self._stopping.is_set():
+            if before:
+                await before()
+            started = time.monotonic()
+            process = await child.start()
+            status = await process.wait()
+            mark_process_dead(process.pid, str(self._metrics_dir))  # type: ignore[no-untyped-call]
+            if self._stopping.is_set():
+                return
+            if status == MISCONFIGURED:
+                self._status = MISCONFIGURED
+                self._stopping.set()
+                return
+            backoff = 0.1 if time.monotonic() - started > STABLE_SECONDS else min(2 * backoff, LONGEST_BACKOFF_SECONDS)
+            log.error("child died", child=child.name, status=status, restart_in_seconds=round(backoff, 1))
+            await asyncio.sleep(backoff)
+
+    async def _until_ready(self, listener: socket.socket, started: float) -> None:
+        """Wait until a request would be served, and say where."""
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        async with httpx.AsyncClient(base_url=url, timeout=5) as client:
+            while not self._stopping.is_set():
+                try:
+                    response = await client.get("/readyz")
+                    if response.status_code == httpx.codes.OK:
+                        log.info("ready", url=url, seconds=round(time.monotonic() - started, 1), **response.json())
+                        return
+                except httpx.HTTPError:
+                    pass
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def _shut_down(self) -> None:
+        """API and workers first, together; Redis last, so that nothing they say is lost."""
+        self._stopping.set()
+        log.info("stopping")
+        patience = self.settings.grace_seconds + 5
+        serving = [child for child in self._children if child.name != "redis"]
+        await asyncio.gather(*(child.stop(patience) for child in serving))
+        if self.queue:
+            await self.queue.close()
+        await asyncio.gather(*(child.stop(patience) for child in self._children))
+        for keeper in self._keepers:
+            keeper.cancel()
+        log.info("stopped")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there, kept over restarts of the API, so that no connection is refused meanwhile.
+
+    Raises OSError when the address is not this machine's or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)

@@ -1,0 +1,112 @@
+"""HTTP around the routes: problems as documents, bodies with a limit, the duration of every request."""
+
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import metrics
+from service.problems import (
+    BodyTooLarge,
+    NotJson,
+    Problem,
+    ProblemDocument,
+    QueueUnavailable,
+    Unexpected,
+    http_problem,
+    invalid,
+)
+
+QUEUE_RETRY_SECONDS = 2
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+async def read_json_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a JSON request. Raises NotJson or BodyTooLarge, the latter before it is read whole."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise NotJson("the body must be JSON: send it with the header `Content-Type: application/json`")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise BodyTooLarge(f"the body is larger than {max_bytes:,} bytes")
+    return bytes(body)
+
+
+def answer(request: Request, problem: Problem) -> JSONResponse:
+    """A problem as `application/problem+json`."""
+    document = problem.document(request.url.path)
+    return JSONResponse(
+        document.model_dump(mode="json"), problem.status, problem.headers, media_type="application/problem+json"
+    )
+
+
+def problem_responses(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
+    """What a route may refuse with, for its OpenAPI description."""
+    return {
+        kind.status.value: {
+            "description": ", ".join(f"`{each.code}`" for each in kinds if each.status == kind.status),
+            "content": {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}},
+        }
+        for kind in kinds
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Map every error to a problem, and time every request."""
+
+    @app.exception_handler(Problem)
+    async def on_problem(request: Request, problem: Problem) -> JSONResponse:
+        return answer(request, problem)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(request, invalid(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        response = answer(request, http_problem(error.status_code))
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(RedisError)
+    async def on_redis(request: Request, error: RedisError) -> JSONResponse:
+        return answer(request, QueueUnavailable("the queue does not answer", retry_after_seconds=QUEUE_RETRY_SECONDS))
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        return answer(request, Unexpected("something went wrong here; it has been logged"))
+
+    app.add_middleware(Timed)
+
+
+class Timed:
+    """Observes the duration of every request under its route's path, never under the path asked for."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            metrics.http_request_duration.labels(method, route, status).observe(time.perf_counter() - started)
