@@ -30,8 +30,7 @@ class Conv(nn.Conv2d):
         resample_filter: tuple[int, ...] = (1, 1),
         filter_last: bool = False,
     ):
-        smoothing = torch.tensor(resample_filter, dtype=torch.float32)
-        margin = (len(smoothing) - 1) // 2
+        margin = (len(resample_filter) - 1) // 2
         super().__init__(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2 + (margin if filter_last else 0)
         )
@@ -39,9 +38,13 @@ class Conv(nn.Conv2d):
         self.filter_last = filter_last
         self.margin = margin
         if resampling:
-            kernel = smoothing.outer(smoothing) / smoothing.sum() ** 2
-            self.register_buffer("resample_filter", kernel[None, None])
+            total = sum(resample_filter) ** 2
+            kernel = [[a * b / total for b in resample_filter] for a in resample_filter]
+            self.register_buffer("resample_filter", torch.tensor([[kernel]]))
             self.resample_filter: Tensor
+
+    def reset_parameters(self) -> None:
+        """Draws nothing: `init_weights` does. Arithmetic on the meta device costs two seconds of imports at first."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W'], H' = H, 2H or H/2."""
@@ -57,6 +60,13 @@ class Conv(nn.Conv2d):
     def _smooth(self, x: Tensor, stride: int, padding: int) -> Tensor:
         kernel = self.resample_filter.expand(x.shape[1], -1, -1, -1)
         return F.conv2d(x, kernel, groups=x.shape[1], stride=stride, padding=padding)
+
+
+class Linear(nn.Linear):
+    """A linear layer whose weights are left to `init_weights`, as those of Conv are."""
+
+    def reset_parameters(self) -> None:
+        """Draws nothing."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -83,7 +93,7 @@ class Block(nn.Module):
         resample = (resampling, options.resample_filter)
         self.norm0 = group_norm(in_channels)
         self.conv0 = Conv(in_channels, out_channels, 3, *resample)
-        self.affine = nn.Linear(emb_channels, out_channels)
+        self.affine = Linear(emb_channels, out_channels)
         self.norm1 = group_norm(out_channels)
         self.conv1 = Conv(out_channels, out_channels, 3)
         if resampling or in_channels != out_channels:
@@ -117,7 +127,8 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, channels: int, scale: float = 16.0):
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        self.scale = scale
+        self.register_buffer("freqs", torch.zeros(channels // 2))
         self.freqs: Tensor
 
     def forward(self, c_noise: Tensor) -> Tensor:
@@ -152,10 +163,10 @@ class SongUNet(nn.Module):
         self.emb_channels = 4 * width
         features = FourierFeatures if options.embedding == "fourier" else PositionalFeatures
         self.map_noise = features(noise_channels)
-        self.map_label = nn.Linear(classes, noise_channels) if classes else None
-        self.map_augment = nn.Linear(options.augment_dim, noise_channels, bias=False) if options.augment_dim else None
-        self.map_layer0 = nn.Linear(noise_channels, self.emb_channels)
-        self.map_layer1 = nn.Linear(self.emb_channels, self.emb_channels)
+        self.map_label = Linear(classes, noise_channels) if classes else None
+        self.map_augment = Linear(options.augment_dim, noise_channels, bias=False) if options.augment_dim else None
+        self.map_layer0 = Linear(noise_channels, self.emb_channels)
+        self.map_layer1 = Linear(self.emb_channels, self.emb_channels)
         self.enc, skips = self._encoder(options, resolution, channels)
         self.dec = self._decoder(options, resolution, channels, skips)
 
@@ -214,6 +225,8 @@ class SongUNet(nn.Module):
                 nn.init.xavier_uniform_(module.weight, gain)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, FourierFeatures):
+                nn.init.normal_(module.freqs, std=module.scale)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         """The conditioning vector [B, E] of noise level [B], one-hot labels [B, classes] and augmentation [B, A]."""

@@ -43,6 +43,10 @@ class Events:
             for waiter in self._waiters.get(job_id, ()):
                 waiter.set()
 
+    def is_awaited(self, job_id: str) -> bool:
+        """Whether somebody waits for a change of that job."""
+        return job_id in self._waiters
+
     @contextmanager
     def _woken(self, job_id: str) -> Iterator[asyncio.Event]:
         waiter = asyncio.Event()

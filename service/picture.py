@@ -10,15 +10,27 @@ from PIL.PngImagePlugin import PngInfo
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
+GAP = 1
+"""Pixels between the images of a grid: without them, digits run together."""
+
+LINE = 48
+"""Their grey: seen beside black and beside white."""
+
+
+def grid_shape(count: int, columns: int, resolution: int) -> tuple[int, int]:
+    """Height and width of a grid of square images, before it is enlarged."""
+    rows = -(-count // columns)
+    return rows * (resolution + GAP) + GAP, columns * (resolution + GAP) + GAP
+
 
 def grid(images: Pixels, columns: int) -> Pixels:
-    """Images [n, H, W, C] row by row as one picture [rows H, columns W, C]; places left over are black."""
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    places = np.zeros((rows * columns, height, width, channels), dtype=np.uint8)
-    places[:count] = images
-    table = places.reshape(rows, columns, height, width, channels)
-    return table.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+    """Square images [n, R, R, C] row by row as one picture [H, W, C], with lines between and around them."""
+    count, resolution, _, channels = images.shape
+    picture = np.full((*grid_shape(count, columns, resolution), channels), LINE, dtype=np.uint8)
+    for k, image in enumerate(images):
+        top, left = (GAP + (resolution + GAP) * place for place in divmod(k, columns))
+        picture[top : top + resolution, left : left + resolution] = image
+    return picture
 
 
 def png(pixels: Pixels, scale: int = 1, text: Mapping[str, str] | None = None) -> bytes:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from service import __version__
 from service.catalogue import OfferedModel
 from service.job import Part
-from service.picture import Pixels, array_bytes, grid, png
+from service.picture import Pixels, array_bytes, grid, grid_shape, png
 from service.problems import FieldError, refused
 from service.store import LocalStore
 
@@ -128,8 +128,8 @@ def resolve(request: SampleRequest, model: OfferedModel, max_count: int, max_pix
     columns = request.columns or math.ceil(math.sqrt(request.count))
     if columns > request.count:
         checks.add("columns", f"must be at most count, {request.count}")
-    rows = math.ceil(request.count / columns)
-    if rows * columns * (model.resolution * request.scale) ** 2 > max_pixels:
+    height, width = grid_shape(request.count, columns, model.resolution)
+    if height * width * request.scale**2 > max_pixels:
         checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
     checks.raise_any()
     return Resolved(

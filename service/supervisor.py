@@ -161,6 +161,7 @@ class Supervisor:
                 await before()
             started = time.monotonic()
             process = await child.start()
+            log.info("child started", child=child.name, pid=process.pid)
             status = await process.wait()
             mark_process_dead(process.pid, str(self._metrics_dir))  # type: ignore[no-untyped-call]
             if self._stopping.is_set():

@@ -114,7 +114,7 @@ class Worker:
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
+            loop.add_signal_handler(number, self.stop)
         await self._start_up()
         upkeep = [asyncio.create_task(act()) for act in (self._keep_leases, self._show_life, self._sweep_results)]
         working = asyncio.create_task(self._main_loop())
@@ -131,6 +131,10 @@ class Worker:
             if task.done() and not task.cancelled():
                 task.result()
 
+    def stop(self) -> None:
+        """Claim nothing more, finish what is in hand, and let `run` return."""
+        self._stopping.set()
+
     async def _start_up(self) -> None:
         started = time.monotonic()
         settings, loop = self.settings, asyncio.get_running_loop()
@@ -143,12 +147,13 @@ class Worker:
         if not self.facts:
             raise NoModels(f"no checkpoint of {settings.model_store or 'the package'} could be loaded")
         self.models = [model.name for model in self.facts]
+        about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.models)}
         if settings.metrics_port is not None:
-            start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
+            server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
+            about["metrics_port"] = server.server_port
         metrics.build_info.labels(__version__, self.engine.torch_version, str(self.engine.device)).set(1)
         await self.queue.ping()
-        seconds = round(time.monotonic() - started, 2)
-        log.info("worker ready", device=str(self.engine.device), models=len(self.models), seconds=seconds)
+        log.info("worker ready", **about, seconds=round(time.monotonic() - started, 2))
 
     async def _main_loop(self) -> None:
         while not self._stopping.is_set():
@@ -372,10 +377,9 @@ class Worker:
     async def _count_job(self, job_id: str, model: str) -> None:
         metrics.jobs_finished.labels(model, "succeeded").inc()
         job = await insist(lambda: self.queue.read(job_id))
-        latency = job.latency() if job else None
-        if latency:
+        if job and (latency := job.latency()):
             metrics.observe_job(model, latency)
-            log.info("job succeeded", job=job_id, images=latency.batch_images, seconds=latency.total_seconds)
+            log.info("job succeeded", job=job_id, images=job.count, seconds=latency.total_seconds)
 
 
 async def insist(call: Callable[[], Awaitable[Answer]]) -> Answer:

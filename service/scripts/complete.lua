@@ -28,7 +28,10 @@ if #unwritten > 1 then return unwritten end
 
 local t, ended = now(), {}
 for _, part in ipairs(parts(record[1])) do
-  redis.call('HSET', P .. 'job:' .. part[1], 'labels:' .. part[2], report.labels[part[1] .. ':' .. part[2]])
+  local job_key = P .. 'job:' .. part[1]
+  if is_open(redis.call('HGET', job_key, 'status')) then
+    redis.call('HSET', job_key, 'labels:' .. part[2], report.labels[part[1] .. ':' .. part[2]])
+  end
 end
 for _, id in ipairs(order) do
   local job_key = P .. 'job:' .. id

@@ -1,0 +1,69 @@
+"""What several tests share: waiting for a condition, and records to put into the queue."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from service.catalogue import ModelFacts, WorkerState
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 60.0
+LANE = "digits-d2048|sample|18|heun"
+
+
+def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
+    """What the condition returns as soon as that is true; errors count as not yet."""
+    deadline = time.monotonic() + seconds
+    pause = time.sleep
+    while True:
+        failure: Exception | None = None
+        try:
+            if answer := condition():
+                return answer
+        except Exception as error:  # noqa: BLE001
+            failure = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {condition}") from failure
+        pause(0.01)
+
+
+async def eventually(condition: Callable[[], Awaitable[T | None]], seconds: float = PATIENCE_SECONDS) -> T:
+    """What the condition returns as soon as that is true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if answer := await condition():
+            return answer
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {condition}")
+        await asyncio.sleep(0.01)
+
+
+def facts(dataset: str = "digits", D: float | str = 2048, **changes: object) -> ModelFacts:
+    """A model as a worker announces it."""
+    return ModelFacts.model_validate(
+        {
+            "name": f"{dataset}-d{D}",
+            "dataset": dataset,
+            "D": D,
+            "resolution": 8,
+            "channels": 1,
+            "classes": tuple("0123456789"),
+            "default_steps": 18,
+            "max_steps": 256,
+            "solvers": ("heun",),
+            "checkpoint_sha256": "0" * 64,
+            "parameters": 1,
+            "license": "Apache-2.0",
+            "training": {},
+        }
+        | changes
+    )
+
+
+def worker_state(*models: ModelFacts, **changes: object) -> WorkerState:
+    """A worker's word of itself."""
+    return WorkerState(name="worker-1", state="idle", device="cpu", models=models or (facts(),)).model_copy(
+        update=dict(changes)
+    )

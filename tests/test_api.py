@@ -1,0 +1,327 @@
+"""The HTTP contract, on a real Redis: what is accepted, and how everything else is refused."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from service.api import create_app
+from service.job import JobError
+from service.problems import ProblemDocument
+from service.queue import Queue, new_id
+from service.settings import Settings
+from tests.helpers import facts, worker_state
+
+pytestmark = pytest.mark.anyio
+
+GOOD = {"dataset": "digits", "D": 2048}
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application whose lifespan runs."""
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as open_:
+        yield open_
+
+
+@pytest.fixture
+async def offered(queue: Queue) -> None:
+    """Two conditional models and one without classes, announced by a live worker."""
+    models = (facts(), facts(D="inf"), facts("faces", 128, classes=(), max_steps=50))
+    await queue.announce(worker_state(*models))
+
+
+def problem(response: httpx.Response, status: int, code: str) -> ProblemDocument:
+    """The problem in a response, which must be one of this status and code."""
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
+    document = ProblemDocument.model_validate(response.json())
+    assert (document.status, document.code) == (status, code), document.detail
+    assert document.instance == response.request.url.path
+    return document
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_sample_is_accepted_with_everything_filled_in(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/samples", json=GOOD | {"count": 3, "seed": 5, "labels": [7, "0", 3]})
+    job = response.json()
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["status"], job["kind"], job["queue_position"]) == ("queued", "sample", 0)
+    assert job["seeds"] == [5, 6, 7]
+    assert job["request"]["labels"] == [7, 0, 3]
+    assert (job["request"]["steps"], job["request"]["columns"], job["request"]["scale"]) == (18, 2, 1)
+    assert job["progress"] == {"evaluations_done": 0, "evaluations_total": 105, "images_done": 0, "images_total": 3}
+    assert job["created_at"].endswith("Z")
+    assert (await client.get(job["links"]["self"])).json() == job
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize("D", [2048, 2048.0, "inf"])
+async def test_D_may_be_written_in_several_ways(client: httpx.AsyncClient, D: object) -> None:
+    response = await client.post("/v1/samples", json={"dataset": "digits", "D": D})
+    assert response.json()["model"]["D"] == (D if D == "inf" else 2048)
+
+
+@pytest.mark.usefixtures("offered")
+async def test_seeds_are_drawn_when_left_out_and_stay_readable_in_javascript(client: httpx.AsyncClient) -> None:
+    jobs = [(await client.post("/v1/samples", json=GOOD | {"count": 2})).json() for _ in range(2)]
+    (a, b), (c, d) = (job["seeds"] for job in jobs)
+    assert (b, d) == (a + 1, c + 1)
+    assert a != c
+    assert max(b, d) < 2**53
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"D": 0}, "D"),
+    ({"D": -3}, "D"),
+    ({"D": "2048"}, "D"),
+    ({"D": True}, "D"),
+    ({"D": None}, "D"),
+    ({"D": [1]}, "D"),
+    ({"D": 10**400}, "D"),
+    ({"dataset": 5}, "dataset"),
+    ({"dataset": "d" * 65}, "dataset"),
+    ({"steps": 1}, "steps"),
+    ({"steps": 257}, "steps"),
+    ({"steps": 18.0}, "steps"),
+    ({"steps": "18"}, "steps"),
+    ({"steps": 10**30}, "steps"),
+    ({"solver": "magic"}, "solver"),
+    ({"solver": 3}, "solver"),
+    ({"precision": "fast"}, "precision"),
+    ({"count": 0}, "count"),
+    ({"count": 257}, "count"),
+    ({"count": 10**20}, "count"),
+    ({"count": True}, "count"),
+    ({"count": 2.5}, "count"),
+    ({"seed": -1}, "seed"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": 2**63 - 1, "count": 2}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"seeds": [1, 2]}, "seeds"),
+    ({"seeds": [1], "seed": 1}, "seeds"),
+    ({"seeds": [-1]}, "seeds.0"),
+    ({"seeds": [1, "2"], "count": 2}, "seeds.1"),
+    ({"seeds": 7}, "seeds"),
+    ({"label": 10}, "label"),
+    ({"label": -1}, "label"),
+    ({"label": "ten"}, "label"),
+    ({"label": 1.0}, "label"),
+    ({"label": False}, "label"),
+    ({"label": 10**30}, "label"),
+    ({"labels": [1, 2]}, "labels"),
+    ({"labels": [3], "label": 3}, "labels"),
+    ({"labels": [3, 99], "count": 2}, "labels.1"),
+    ({"labels": [[3]]}, "labels.0"),
+    ({"columns": 0}, "columns"),
+    ({"columns": 2}, "columns"),
+    ({"scale": 0}, "scale"),
+    ({"scale": 17}, "scale"),
+    ({"colour": "red"}, "colour"),
+    ({"dataset": "faces", "D": 128, "label": 1}, "label"),
+    ({"dataset": "faces", "D": 128, "steps": 51}, "steps"),
+]
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(("change", "field"), WRONG, ids=[json.dumps(change)[:40] for change, _ in WRONG])
+async def test_a_wrong_field_is_named_and_nothing_is_queued(
+    client: httpx.AsyncClient, queue: Queue, change: dict[str, Any], field: str
+) -> None:
+    document = problem(await client.post("/v1/samples", json=GOOD | change), 422, "invalid-request")
+    assert field in {error.field for error in document.errors}
+    assert field in document.detail
+    assert (await queue.census([])).evaluations == 0
+
+
+@pytest.mark.usefixtures("offered")
+async def test_all_wrong_fields_are_named_at_once(client: httpx.AsyncClient) -> None:
+    document = problem(
+        await client.post("/v1/samples", json=GOOD | {"steps": 999, "count": 999}), 422, "invalid-request"
+    )
+    assert {error.field for error in document.errors} == {"steps", "count"}
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_grid_too_large_to_draw_is_refused(client: httpx.AsyncClient, queue: Queue) -> None:
+    await queue.announce(worker_state(facts(resolution=256)))
+    wide = GOOD | {"count": 256, "scale": 16}
+    document = problem(await client.post("/v1/samples", json=wide), 422, "invalid-request")
+    assert "scale" in {error.field for error in document.errors}
+
+
+BROKEN = {
+    "empty": b"",
+    "cut off": b'{"dataset": "digits", "D":',
+    "no object": b'["digits"]',
+    "a number": b"17",
+    "NaN": b'{"dataset": "digits", "D": NaN}',
+    "Infinity": b'{"dataset": "digits", "D": Infinity}',
+    "too large": b'{"dataset": "digits", "D": 1e999}',
+    "not UTF-8": b'{"dataset": "\xff\xfe", "D": 1}',
+    "lone surrogate": b'{"dataset": "\\ud800", "D": 1}',
+    "null byte": b'{"dataset": "\\u0000", "D": "\\u0000"}',
+    "deep": b'{"dataset": ' + b"[" * 100_000 + b"]" * 100_000 + b', "D": 1}',
+    "long integer": b'{"dataset": "digits", "D": ' + b"9" * 10_000 + b"}",
+    "many errors": b'{"dataset": "digits", "D": 1, "seeds": [' + b"-1," * 100_000 + b"1]}",
+}
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN.keys())
+async def test_a_broken_body_is_refused(client: httpx.AsyncClient, queue: Queue, body: bytes) -> None:
+    response = await client.post("/v1/samples", content=body, headers={"content-type": "application/json"})
+    problem(response, 422, "invalid-request")
+    assert len(response.content) < 20_000
+    assert (await queue.census([])).evaluations == 0
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_large_body_is_refused_by_its_size(client: httpx.AsyncClient) -> None:
+    body = json.dumps(GOOD | {"seeds": list(range(300_000))}).encode()
+    assert len(body) > 1_000_000
+    response = await client.post("/v1/samples", content=body, headers={"content-type": "application/json"})
+    problem(response, 413, "body-too-large")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_a_body_that_is_not_said_to_be_json_is_refused(client: httpx.AsyncClient, kind: str) -> None:
+    response = await client.post("/v1/samples", content=json.dumps(GOOD), headers={"content-type": kind})
+    assert "application/json" in problem(response, 415, "not-json").detail
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(("dataset", "D", "field"), [("cats", 2048, "dataset"), ("digits", 7, "D")])
+async def test_an_unknown_model_is_refused_with_what_exists(
+    client: httpx.AsyncClient, dataset: str, D: float, field: str
+) -> None:
+    document = problem(await client.post("/v1/samples", json={"dataset": dataset, "D": D}), 422, "unknown-model")
+    assert "digits with D = 2048, inf" in document.detail
+    assert [error.field for error in document.errors] == [field]
+
+
+async def test_without_a_worker_submissions_are_refused_for_now(client: httpx.AsyncClient, queue: Queue) -> None:
+    response = await client.post("/v1/samples", json=GOOD)
+    problem(response, 503, "no-worker")
+    assert int(response.headers["retry-after"]) >= 1
+    await queue.announce(worker_state(facts(D="inf"), facts()))
+    await queue.announce(worker_state(facts(D="inf")))
+    problem(await client.post("/v1/samples", json=GOOD), 503, "no-worker")
+
+
+async def test_a_full_queue_says_when_to_come_back(settings: Settings, queue: Queue) -> None:
+    app = create_app(settings.model_copy(update={"max_queued_evaluations": 1000}))
+    await queue.announce(worker_state(evaluations_per_second=10.0))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://api") as client,
+    ):
+        assert (await client.post("/v1/samples", json=GOOD | {"count": 28})).status_code == 202
+        response = await client.post("/v1/samples", json=GOOD | {"count": 20})
+        assert "1,000" in problem(response, 503, "queue-full").detail
+        assert int(response.headers["retry-after"]) == (28 + 20) * 35 // 10 - 100
+
+
+async def test_without_redis_everything_says_so(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1"}))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://api") as client,
+    ):
+        for response in (
+            await client.post("/v1/samples", json=GOOD),
+            await client.get(f"/v1/jobs/{new_id()}"),
+            await client.get("/v1/models"),
+            await client.get("/metrics"),
+        ):
+            problem(response, 503, "queue-unavailable")
+            assert int(response.headers["retry-after"]) >= 1
+        assert "Redis" in problem(await client.get("/readyz"), 503, "not-ready").detail
+        assert (await client.get("/livez")).status_code == 200
+
+
+async def test_ready_only_with_a_warm_model(client: httpx.AsyncClient, queue: Queue) -> None:
+    assert "model" in problem(await client.get("/readyz"), 503, "not-ready").detail
+    await queue.announce(worker_state())
+    assert (await client.get("/readyz")).json() == {"status": "ready", "models": 1, "workers": 1}
+    await queue.mark_lost("worker-1")
+    problem(await client.get("/readyz"), 503, "not-ready")
+    assert (await client.post("/v1/samples", json=GOOD)).status_code == 202
+
+
+@pytest.mark.usefixtures("offered")
+async def test_models_are_listed_and_found(client: httpx.AsyncClient) -> None:
+    listed = (await client.get("/v1/models")).json()
+    assert [(model["dataset"], model["D"]) for model in listed] == [("digits", 2048), ("digits", "inf"), ("faces", 128)]
+    assert (await client.get("/v1/models/digits/2048")).json() == listed[0]
+    assert (await client.get("/v1/models/digits/inf")).json()["loaded_on"] == ["worker-1"]
+    for path in ("digits/7", "digits/x", "cats/2048", "digits/-1", "digits/nan"):
+        assert "digits with D" in problem(await client.get(f"/v1/models/{path}"), 404, "unknown-model").detail
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs/{}/grid.png", "/v1/jobs/{}/images/0.png"])
+@pytest.mark.parametrize("job_id", ["0" * 32, "nonsense", "..%2F..%2Fetc%2Fpasswd", "é" * 40])
+async def test_an_unknown_job_is_not_found(client: httpx.AsyncClient, path: str, job_id: str) -> None:
+    response = await client.get(path.format(job_id))
+    assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.usefixtures("offered")
+async def test_results_before_and_after_the_end(client: httpx.AsyncClient, queue: Queue) -> None:
+    job = (await client.post("/v1/samples", json=GOOD)).json()
+    for name in ("grid.png", "images/0.png"):
+        problem(await client.get(f"/v1/jobs/{job['id']}/{name}"), 409, "not-finished")
+    for _ in range(3):
+        batch = await queue.claim(new_id(), "worker-1", 8, ["digits-d2048"])
+        assert batch is not None
+        await queue.fail(batch, JobError(code="sampling-failed", detail="it was NaN"))
+    assert "it was NaN" in problem(await client.get(f"/v1/jobs/{job['id']}/grid.png"), 409, "no-result").detail
+    failed = (await client.get(f"/v1/jobs/{job['id']}?wait=30")).json()
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "sampling-failed")
+
+
+@pytest.mark.parametrize("wait", ["-1", "61", "nan", "inf", "abc", "", "1e400"])
+async def test_a_wrong_wait_is_refused(client: httpx.AsyncClient, wait: str) -> None:
+    document = problem(await client.get(f"/v1/jobs/{'0' * 32}", params={"wait": wait}), 422, "invalid-request")
+    assert [error.field for error in document.errors] == ["wait"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", "/v1/samples", 405), ("DELETE", "/v1/models", 405), ("BREW", "/livez", 405)],
+)
+async def test_what_is_no_route_is_a_problem_too(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    response = await client.request(method, path)
+    assert response.status_code == status
+    assert ProblemDocument.model_validate(response.json()).status == status
+
+
+@pytest.mark.usefixtures("offered")
+async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
+    await client.post("/v1/samples", json=GOOD | {"count": 4})
+    await client.post("/v1/samples", json=GOOD | {"count": 0})
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    lines = response.text.splitlines()
+    assert 'pfgmpp_queue_jobs{model="digits-d2048"} 1.0' in lines
+    assert 'pfgmpp_queue_images{model="digits-d2048"} 4.0' in lines
+    assert 'pfgmpp_queue_evaluations{model="digits-d2048"} 140.0' in lines
+    assert 'pfgmpp_workers{state="idle"} 1.0' in lines
+    assert any(line.startswith('pfgmpp_jobs_rejected_total{reason="invalid-request"}') for line in lines)
+    assert any('route="/v1/samples"' in line and 'code="202"' in line for line in lines)
+
+
+async def test_the_openapi_document_describes_the_contract(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert {"/v1/samples", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/grid.png", "/v1/models", "/metrics"} <= set(paths)
+    submit = paths["/v1/samples"]["post"]
+    assert {"202", "413", "415", "422", "503"} <= set(submit["responses"])
+    assert "count" in submit["requestBody"]["content"]["application/json"]["schema"]["properties"]

@@ -1,0 +1,243 @@
+"""The real processes, end to end: `pfgmpp serve`, its children, and the client."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.helpers import until
+from tests.running import Service, running
+
+DIGITS = {"dataset": "digits", "D": 2048}
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with running() as service:
+        yield service
+
+
+def pfgmpp(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The command as a user types it."""
+    command = [str(Path(sys.executable).with_name("pfgmpp")), *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_request_becomes_a_picture(service: Service) -> None:
+    job = service.submit(**DIGITS, count=12, seed=1, label="7", steps=5, columns=4, scale=2)
+    done = service.ended(job["id"])
+    assert (done["status"], done["labels"], done["seeds"]) == ("succeeded", [7] * 12, list(range(1, 13)))
+    assert done["latency"]["evaluations"] == 9
+    assert done["latency"]["total_seconds"] > 0
+    response = service.client.get(done["links"]["grid"])
+    assert response.headers["content-type"] == "image/png"
+    assert "sampling;dur=" in response.headers["server-timing"]
+    with Image.open(BytesIO(response.content)) as grid:
+        assert grid.size == ((4 * 9 + 1) * 2, (3 * 9 + 1) * 2)
+        assert grid.info["seeds"] == str(done["seeds"])
+    again = service.client.get(done["links"]["grid"], headers={"If-None-Match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    with Image.open(BytesIO(service.client.get(f"/v1/jobs/{job['id']}/images/11.png").content)) as image:
+        assert image.size == (16, 16)
+    for k in ("12", "-1", "x", "9" * 5000):
+        assert service.client.get(f"/v1/jobs/{job['id']}/images/{k}.png").status_code == 404
+
+
+def test_the_same_request_gives_the_same_bytes(service: Service) -> None:
+    def grid(**fields: object) -> bytes:
+        job = service.ended(service.submit(**DIGITS, steps=4, seed=9, count=3, **fields)["id"])
+        return service.client.get(job["links"]["grid"]).content
+
+    with ThreadPoolExecutor(6) as pool:
+        grids = list(pool.map(lambda _: grid(), range(6)))
+    assert len(set(grids)) == 1
+
+
+def test_concurrent_requests_share_batches(service: Service) -> None:
+    def batches() -> float:
+        lines = service.client.get("/metrics").text.splitlines()
+        return sum(
+            float(line.split()[-1]) for line in lines if line.startswith('pfgmpp_batches_total{model="digits-d128"')
+        )
+
+    def images() -> float:
+        lines = service.client.get("/metrics").text.splitlines()
+        return sum(
+            float(line.split()[-1])
+            for line in lines
+            if line.startswith('pfgmpp_images_generated_total{model="digits-d128"')
+        )
+
+    assert batches() == 0
+    with ThreadPoolExecutor(20) as pool:
+        jobs = list(pool.map(lambda k: service.submit(dataset="digits", D=128, steps=6, count=8, seed=k), range(20)))
+        ended = list(pool.map(lambda job: service.ended(job["id"]), jobs))
+    assert {job["status"] for job in ended} == {"succeeded"}
+    until(lambda: images() == 160)
+    assert batches() <= -(-160 // 64) + 1
+    lanes = {event["lane"] for event in service.events("batch done")}
+    assert "digits-d128|sample|6|heun" in lanes
+
+
+def test_the_client_draws_a_grid(service: Service, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    asked = ["sample", "--dataset", "digits", "--count", "16", "--steps", "4", "-o", str(out), "--server", service.url]
+    done = pfgmpp(*asked, "--D", "inf")
+    assert (done.returncode, done.stdout.startswith(f"wrote {out}: 16 images in ")) == (0, True), done.stderr
+    with Image.open(out) as grid:
+        assert grid.size == (37, 37)
+    refused = pfgmpp(*asked, "--D", "7")
+    assert refused.returncode == 1
+    assert "unknown-model" in refused.stderr
+    assert "D = 1, 128, 2048, inf" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert pfgmpp(*asked, "--D", "128", "--label", "ten").returncode == 1
+
+
+def test_the_client_says_when_nobody_is_there(tmp_path: Path) -> None:
+    done = pfgmpp(
+        "sample", "--dataset", "digits", "--D", "1", "--server", "http://127.0.0.1:1", "-o", str(tmp_path / "g.png")
+    )
+    assert done.returncode == 1
+    assert "is `pfgmpp serve` running?" in done.stderr
+
+
+def test_the_api_process_is_small_and_holds_no_torch(service: Service) -> None:
+    pid = service.pid("api")
+    assert "torch" not in Path(f"/proc/{pid}/maps").read_text()
+    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert resident < 120e6
+
+
+def test_metrics_cover_queue_api_and_local_workers(service: Service) -> None:
+    service.ended(service.submit(**DIGITS, steps=2)["id"])
+    text = until(
+        lambda: text if "pfgmpp_jobs_finished_total" in (text := service.client.get("/metrics").text) else None
+    )
+    for name in (
+        "jobs_submitted_total", "jobs_finished_total", "images_generated_total", "network_evaluations_total",
+        "batches_total", "job_duration_seconds_bucket", "batch_images_bucket", "network_evaluation_seconds_bucket",
+        "http_request_duration_seconds_bucket", "queue_jobs", "queue_images", "queue_evaluations",
+        "queue_oldest_age_seconds", "jobs_running", "workers", "worker_memory_bytes", "build_info",
+    ):  # fmt: skip
+        assert f"\npfgmpp_{name}{{" in text, name
+
+
+def test_a_killed_worker_is_replaced_and_its_job_succeeds_once(service: Service) -> None:
+    job = service.submit(**DIGITS, count=128, seed=3, steps=30)
+    until(lambda: bool(service.job(job["id"])["progress"]["evaluations_done"]))
+    victim = service.pid("worker-1")
+    os.kill(victim, signal.SIGKILL)
+    done = service.ended(job["id"])
+    assert (done["status"], done["attempts"]) == ("succeeded", 2)
+    assert service.pid("worker-1") != victim
+    quiet = service.ended(service.submit(**DIGITS, count=128, seed=3, steps=30)["id"])
+    until(lambda: service.events("job succeeded", job=quiet["id"]))
+    assert len(service.events("job succeeded", job=job["id"])) == 1
+    grids = [service.client.get(each["links"]["grid"]).content for each in (done, quiet)]
+    assert grids[0] == grids[1]
+
+
+def test_a_killed_api_is_replaced_on_the_same_port(service: Service) -> None:
+    victim = service.pid("api")
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: service.pid("api") != victim)
+    assert until(lambda: service.client.get("/readyz").status_code == httpx.codes.OK)
+
+
+def test_a_killed_redis_comes_back_with_its_jobs() -> None:
+    with running() as service:
+        job = service.ended(service.submit(**DIGITS, count=2, steps=2)["id"])
+        waiting = [service.submit(**DIGITS, count=32, steps=30) for _ in range(4)]
+        until((service.folder / "data/redis/appendonlydir").exists)
+        os.kill(service.pid("redis"), signal.SIGTERM)
+        until(lambda: service.client.get("/livez").status_code == httpx.codes.OK)
+        until(lambda: service.job(job["id"])["status"] == "succeeded")
+        assert {service.ended(each["id"])["status"] for each in waiting} == {"succeeded"}
+
+
+def test_a_second_service_in_the_same_place_is_refused(service: Service) -> None:
+    port = service.url.rsplit(":", 1)[1]
+    same_data = pfgmpp("serve", "--port", "0", PFGMPP_DATA_DIR=str(service.folder / "data"))
+    assert same_data.returncode == 2
+    assert "PFGMPP_DATA_DIR" in same_data.stderr
+    same_port = pfgmpp("serve", "--port", port, PFGMPP_DATA_DIR=str(service.folder / "other"))
+    assert same_port.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in same_port.stderr
+    assert "Traceback" not in same_data.stderr + same_port.stderr
+
+
+def test_ctrl_c_stops_everything_and_jobs_outlive_a_restart() -> None:
+    with running() as service:
+        first = service.ended(service.submit(**DIGITS, count=1, steps=2, seed=1)["id"])
+        pids = [service.pid(child) for child in ("redis", "api", "worker-1")]
+        assert service.stop() == 0
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        service.start()
+        assert service.job(first["id"]) == first
+        assert service.client.get(first["links"]["grid"]).status_code == httpx.codes.OK
+
+
+def test_children_do_not_outlive_a_killed_supervisor() -> None:
+    with running() as service:
+        pids = [service.pid(child) for child in ("redis", "api", "worker-1")]
+        service.process.kill()
+        service.process.wait()
+        until(lambda: not [pid for pid in pids if _is_alive(pid)], 20)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_store_without_a_checkpoint_stops_the_service_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = pfgmpp(
+        "serve", "--port", "0", PFGMPP_DATA_DIR=str(tmp_path / "data"), PFGMPP_MODEL_STORE=str(tmp_path / "empty")
+    )
+    assert done.returncode == 2
+    assert "no checkpoint of" in done.stderr
+
+
+def test_processes_alone_need_a_redis() -> None:
+    for command in ("api", "worker"):
+        done = pfgmpp(command, REDIS_URL="")
+        assert done.returncode == 2
+        assert "REDIS_URL is not set" in done.stderr
+
+
+def test_wrong_settings_are_named() -> None:
+    done = pfgmpp("serve", PFGMPP_PORT="eighty", PFGMPP_LEASE_SECONDS="-1")
+    assert done.returncode == 2
+    assert "port" in done.stderr
+    assert "lease_seconds" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_worker_alone_serves_its_own_metrics(redis_url: str, tmp_path: Path) -> None:
+    environment = {
+        **os.environ, "REDIS_URL": redis_url, "PFGMPP_QUEUE": "alone", "PFGMPP_RESULTS_DIR": str(tmp_path),
+        "PFGMPP_METRICS_PORT": "0", "PFGMPP_LOG_FORMAT": "json",
+    }  # fmt: skip
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen([sys.executable, "-m", "service", "worker"], env=environment, stderr=log) as process,
+    ):
+        ready = until(lambda: [line for line in (tmp_path / "log").read_text().splitlines() if "worker ready" in line])
+        port = httpx.Response(200, text=ready[0]).json()["metrics_port"]
+        assert "pfgmpp_build_info{" in until(lambda: httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+        process.terminate()
+        assert process.wait(20) == 0

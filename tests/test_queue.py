@@ -1,0 +1,360 @@
+"""The queue's contract, on a real server."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from service.job import Job, JobError
+from service.queue import Batch, Queue, Report, new_id
+from service.settings import Settings
+from tests.helpers import LANE, eventually, facts, worker_state
+
+pytestmark = pytest.mark.anyio
+
+MODELS = ["digits-d128", "digits-d2048"]
+OTHER_LANE = "digits-d2048|sample|10|heun"
+OTHER_MODEL = "digits-d128|sample|18|heun"
+REQUEST = json.dumps({"dataset": "digits", "D": 2048, "checkpoint_sha256": "0" * 64, "seeds": []})
+
+
+async def submit(queue: Queue, count: int, lane: str = LANE, evaluations: int = 35) -> str:
+    job_id = new_id()
+    assert await queue.submit(job_id, "sample", lane, count, evaluations, REQUEST)
+    return job_id
+
+
+async def claim(queue: Queue, room: int = 8, worker: str = "worker-1", batch_id: str | None = None) -> Batch:
+    batch = await queue.claim(batch_id or new_id(), worker, room, MODELS)
+    assert batch is not None
+    return batch
+
+
+async def nothing_waits(queue: Queue) -> bool:
+    return await queue.claim(new_id(), "worker-1", 8, MODELS) is None
+
+
+async def job_of(queue: Queue, job_id: str) -> Job:
+    job = await queue.read(job_id)
+    assert job is not None
+    return job
+
+
+def report(batch: Batch, *written: str) -> Report:
+    return Report(
+        timings={"batch_wait_ms": 1.0, "sampling_ms": 20.0, "encoding_ms": 3.0},
+        images=batch.images,
+        checkpoint="f" * 64,
+        labels={f"{part.job_id}:{part.start}": json.dumps([7] * part.length) for part in batch.parts},
+        written=dict.fromkeys(written, True),
+    )
+
+
+async def lose(queue: Queue, worker: str = "worker-1") -> list[tuple[str, bool]]:
+    """Let a worker die and its leases be reaped: what became of its jobs."""
+    await queue.disown(worker)
+    return [(job.job_id, job.has_failed) for job in await queue.reap()]
+
+
+async def audit(queue: Queue) -> None:
+    """Counters, lanes and leases are what the jobs themselves say."""
+    redis, prefix = queue.redis, queue.prefix
+    evaluations, running, images, waiting = 0, Counter[str](), Counter[str](), Counter[str]()
+    async for key in redis.scan_iter(f"{prefix}job:*"):
+        job: Any = await redis.hgetall(key)
+        if job["status"] not in {"queued", "running"}:
+            assert job["queued"] == ""
+            assert await redis.pttl(key) > 0
+            continue
+        assert await redis.pttl(key) == -1
+        evaluations += (int(job["count"]) - int(job["done"])) * int(job["evaluations"])
+        running[job["lane"].split("|")[0]] += int(job["status"] == "running")
+        unclaimed = sum(int(part.split(":")[1]) for part in job["queued"].split(";") if part)
+        images[job["lane"]] += unclaimed
+        waiting[job["lane"]] += int(unclaimed > 0)
+    census = await queue.census(MODELS)
+    assert census.evaluations == evaluations
+    assert census.running == {model: running[model] for model in MODELS}
+    assert {lane.lane: lane.images for lane in census.lanes} == +images
+    assert {lane.lane: lane.jobs for lane in census.lanes} == +waiting
+    leases: Any = await redis.zrange(f"{prefix}leases", 0, -1)
+    for batch_id in leases:
+        assert await redis.exists(f"{prefix}batch:{batch_id}")
+
+
+async def test_a_job_goes_from_queued_to_succeeded(queue: Queue) -> None:
+    job_id = await submit(queue, 3)
+    queued = await job_of(queue, job_id)
+    assert (queued.status, queued.place, queued.attempts) == ("queued", 0, 1)
+    batch = await claim(queue)
+    assert [tuple(part) for part in batch.parts] == [(job_id, 0, 3)]
+    assert (batch.lane, batch.model, batch.requests) == (LANE, "digits-d2048", {job_id: REQUEST})
+    assert (await job_of(queue, job_id)).status == "running"
+    assert (await queue.complete(batch, report(batch, job_id))).ended == (job_id,)
+    job = await job_of(queue, job_id)
+    assert (job.status, job.done, job.labels) == ("succeeded", 3, [7, 7, 7])
+    latency = job.latency()
+    assert latency is not None
+    assert (latency.sampling_seconds, latency.batch_images, latency.evaluations) == (0.02, 3, 35)
+    await audit(queue)
+
+
+async def test_repeated_calls_answer_as_the_first(queue: Queue) -> None:
+    job_id, batch_id = new_id(), new_id()
+    for _ in range(2):
+        assert await queue.submit(job_id, "sample", LANE, 2, 35, REQUEST)
+    first, second = [await claim(queue, batch_id=batch_id) for _ in range(2)]
+    assert first == second
+    for _ in range(2):
+        assert (await queue.complete(first, report(first, job_id))).ended == (job_id,)
+    assert (await job_of(queue, job_id)).done == 2
+    assert await nothing_waits(queue)
+    await audit(queue)
+
+
+async def test_small_jobs_share_a_batch_and_large_ones_are_split(queue: Queue) -> None:
+    small, large, last = [await submit(queue, count) for count in (3, 10, 1)]
+    assert [tuple(part) for part in (await claim(queue)).parts] == [(small, 0, 3), (large, 0, 5)]
+    assert [tuple(part) for part in (await claim(queue)).parts] == [(large, 5, 5), (last, 0, 1)]
+    await audit(queue)
+
+
+async def test_lanes_never_share_a_batch_and_the_oldest_goes_first(queue: Queue) -> None:
+    ids = {}
+    for lane in (OTHER_LANE, LANE, OTHER_MODEL):
+        ids[lane] = await submit(queue, 1, lane)
+        await a_little_later(queue)
+    assert [(await claim(queue)).lane for _ in ids] == [OTHER_LANE, LANE, OTHER_MODEL]
+
+
+async def a_little_later(queue: Queue) -> None:
+    """Return when the server's clock, by which jobs are ordered, has moved on."""
+    before: Any = await queue.redis.time()
+
+    async def has_moved() -> bool:
+        now: Any = await queue.redis.time()
+        return bool((now[0] - before[0]) * 10**6 + now[1] - before[1] > 2000)
+
+    await eventually(has_moved)
+
+
+async def test_a_worker_gets_only_what_its_models_can_do(queue: Queue) -> None:
+    await submit(queue, 1, OTHER_MODEL)
+    assert await queue.claim(new_id(), "worker-1", 8, ["digits-d2048"]) is None
+    assert await queue.claim(new_id(), "worker-1", 8, ["digits-d128"]) is not None
+
+
+async def test_place_counts_the_jobs_ahead_for_the_same_model(queue: Queue) -> None:
+    ids = []
+    for lane in (LANE, OTHER_LANE, LANE, OTHER_MODEL):
+        ids.append(await submit(queue, 1, lane))
+        await a_little_later(queue)
+    assert [(await job_of(queue, job_id)).place for job_id in ids] == [0, 1, 2, 0]
+
+
+async def test_a_lost_batch_waits_again_and_its_late_answer_is_refused(queue: Queue) -> None:
+    job_id = await submit(queue, 4)
+    lost = await claim(queue)
+    assert await lose(queue) == [(job_id, False)]
+    assert not await queue.renew(lost, 1)
+    assert (await queue.complete(lost, report(lost, job_id))).is_stale
+    again = await claim(queue)
+    assert again.parts == lost.parts
+    assert (await queue.complete(again, report(again, job_id))).ended == (job_id,)
+    job = await job_of(queue, job_id)
+    assert (job.attempts, job.done) == (2, 4)
+    await audit(queue)
+
+
+async def test_a_lease_ends_by_itself_when_nobody_renews_it(queue: Queue, settings: Settings) -> None:
+    hasty = Queue(queue.redis, queue.blocking, settings.model_copy(update={"lease_seconds": 0.05}))
+    job_id = await submit(hasty, 1)
+    batch = await claim(hasty)
+    assert await hasty.renew(batch, 3)
+    lost = await eventually(hasty.reap)
+    assert [(job.job_id, job.model, job.has_failed) for job in lost] == [(job_id, "digits-d2048", False)]
+
+
+async def test_a_job_that_loses_every_worker_fails_and_its_batch_mate_does_not(queue: Queue) -> None:
+    poison, mate = await submit(queue, 1), await submit(queue, 1)
+    await claim(queue)
+    assert sorted(await lose(queue)) == sorted([(poison, False), (mate, False)])
+    for _ in range(2):
+        batch = await claim(queue)
+        assert len(batch.requests) == 1, "after a loss, jobs run alone"
+        while poison not in batch.requests:
+            await queue.complete(batch, report(batch, mate))
+            batch = await claim(queue)
+        outcome = await lose(queue)
+    assert outcome == [(poison, True)]
+    if not (await job_of(queue, mate)).is_finished:
+        batch = await claim(queue)
+        await queue.complete(batch, report(batch, mate))
+    assert (await job_of(queue, mate)).status == "succeeded"
+    failed = await job_of(queue, poison)
+    assert (failed.status, failed.attempts) == ("failed", 3)
+    assert failed.error is not None
+    assert failed.error.code == "worker-lost"
+    assert "3 times" in failed.error.detail
+    await audit(queue)
+
+
+async def test_images_of_a_failed_job_that_come_later_change_nothing(queue: Queue, settings: Settings) -> None:
+    strict = Queue(queue.redis, queue.blocking, settings.model_copy(update={"max_attempts": 1}))
+    job_id = await submit(strict, 12)
+    first, second = await claim(strict), await claim(strict, worker="worker-2")
+    [given] = await strict.fail(first, JobError(code="sampling-failed", detail="NaN"))
+    assert given.has_failed
+    assert (await strict.complete(second, report(second, job_id))).ended == ()
+    job = await job_of(strict, job_id)
+    assert (job.status, job.done) == ("failed", 0)
+    assert job.error == JobError(code="sampling-failed", detail="NaN")
+    await audit(strict)
+
+
+async def test_a_late_answer_for_a_forgotten_job_leaves_nothing_behind(queue: Queue) -> None:
+    job_id = await submit(queue, 1)
+    batch = await claim(queue)
+    await queue.redis.delete(f"{queue.prefix}job:{job_id}")
+    await queue.complete(batch, report(batch, job_id))
+    assert await queue.read(job_id) is None
+
+
+async def test_a_worker_that_leaves_hands_back_free_of_charge(queue: Queue) -> None:
+    job_id = await submit(queue, 2)
+    await queue.hand_back(await claim(queue))
+    job = await job_of(queue, job_id)
+    assert (job.attempts, job.status) == (1, "running")
+    assert (await claim(queue)).images == 2
+    await audit(queue)
+
+
+async def test_the_last_part_of_a_job_is_refused_until_its_result_is_written(queue: Queue) -> None:
+    job_id = await submit(queue, 12)
+    first, second = await claim(queue), await claim(queue)
+    assert (await queue.complete(second, report(second))).ended == ()
+    assert (await queue.complete(first, report(first))).to_write == (job_id,)
+    assert (await job_of(queue, job_id)).done == 4
+    assert (await queue.complete(first, report(first, job_id))).ended == (job_id,)
+    assert (await job_of(queue, job_id)).labels == [7] * 12
+    await audit(queue)
+
+
+async def test_progress_counts_what_is_done_and_what_is_under_way(queue: Queue) -> None:
+    job_id = await submit(queue, 12)
+    first, second = await claim(queue), await claim(queue)
+    assert await queue.renew(first, 10)
+    assert await queue.renew(second, 3)
+    assert (await job_of(queue, job_id)).progress().evaluations_done == 8 * 10 + 4 * 3
+    await queue.complete(first, report(first))
+    progress = (await job_of(queue, job_id)).progress()
+    assert (progress.evaluations_done, progress.images_done) == (8 * 35 + 4 * 3, 8)
+
+
+async def test_a_full_queue_refuses_and_queues_nothing(queue: Queue, settings: Settings) -> None:
+    tight = Queue(queue.redis, queue.blocking, settings.model_copy(update={"max_queued_evaluations": 100}))
+    await submit(tight, 2)
+    refused = new_id()
+    assert not await tight.submit(refused, "sample", LANE, 1, 35, REQUEST)
+    assert await tight.read(refused) is None
+    await audit(tight)
+
+
+async def test_census_counts_what_waits(queue: Queue) -> None:
+    for count, lane in ((3, LANE), (2, LANE), (1, OTHER_LANE)):
+        await submit(queue, count, lane)
+    await claim(queue, room=4)
+    census = await queue.census(MODELS)
+    assert {lane.lane: (lane.jobs, lane.images, lane.evaluations) for lane in census.lanes} == {
+        LANE: (1, 1, 35),
+        OTHER_LANE: (1, 1, 35),
+    }
+    assert census.running == {"digits-d2048": 2, "digits-d128": 0}
+    assert census.evaluations == 6 * 35
+
+
+async def test_workers_are_offered_while_they_live(queue: Queue) -> None:
+    await queue.announce(worker_state(facts(D=128), facts(D="inf")))
+    await queue.announce(worker_state(facts(D="inf"), name="worker-2"))
+    catalogue = await queue.catalogue()
+    assert [(model.D, model.loaded_on) for model in catalogue.models.values()] == [
+        (128, ("worker-1",)),
+        ("inf", ("worker-1", "worker-2")),
+    ]
+    await queue.mark_lost("worker-2")
+    await queue.retire("worker-1")
+    after = await queue.catalogue()
+    assert list(after.models) == ["digits-dinf"]
+    assert not after.is_warm
+    assert after.remembers("digits", 128)
+    await eventually(lambda: _nobody_left(queue))
+
+
+async def _nobody_left(queue: Queue) -> bool:
+    return not (await queue.catalogue()).workers
+
+
+async def test_waiting_ends_when_work_comes(queue: Queue) -> None:
+    waiting = asyncio.create_task(queue.wait_for_work(MODELS, 60))
+    await submit(queue, 1)
+    await asyncio.wait_for(waiting, 5)
+
+
+class Chaos:
+    """Workers and clients that do anything at any time; `act` is one random thing."""
+
+    def __init__(self, queue: Queue, seed: int):
+        self.queue, self.rng = queue, random.Random(seed)
+        self.held: list[Batch] = []
+        self.jobs: list[str] = []
+
+    async def act(self) -> None:
+        acts = [self.submit, self.claim, self.claim, self.lose]
+        if self.held:
+            acts += [self.complete_one, self.complete_one, self.fail, self.hand_back]
+        await self.rng.choice(acts)()
+
+    async def submit(self) -> None:
+        lane = self.rng.choice([LANE, OTHER_LANE, OTHER_MODEL])
+        self.jobs.append(await submit(self.queue, self.rng.randint(1, 20), lane))
+
+    async def claim(self) -> None:
+        worker = f"worker-{self.rng.randrange(3)}"
+        if batch := await self.queue.claim(new_id(), worker, self.rng.randint(1, 16), MODELS):
+            self.held.append(batch)
+
+    async def lose(self) -> None:
+        await lose(self.queue, f"worker-{self.rng.randrange(3)}")
+
+    async def complete_one(self) -> None:
+        await self.complete(self.rng.choice(self.held))
+
+    async def fail(self) -> None:
+        await self.queue.fail(self.rng.choice(self.held), JobError(code="sampling-failed", detail="NaN"))
+
+    async def hand_back(self) -> None:
+        await self.queue.hand_back(self.rng.choice(self.held))
+
+    async def complete(self, batch: Batch) -> None:
+        answer = await self.queue.complete(batch, report(batch))
+        if answer.to_write:
+            await self.queue.complete(batch, report(batch, *answer.to_write))
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_counters_never_drift_whatever_happens(queue: Queue, seed: int) -> None:
+    """Losses, failures, late and repeated answers in any order; then everything is brought home."""
+    chaos = Chaos(queue, seed)
+    for _ in range(200):
+        await chaos.act()
+    await audit(queue)
+    for late in chaos.held:
+        await chaos.complete(late)
+    while batch := await queue.claim(new_id(), "worker-1", 16, MODELS):
+        await chaos.complete(batch)
+    await audit(queue)
+    assert {(await job_of(queue, job_id)).status for job_id in chaos.jobs} <= {"succeeded", "failed"}
+    assert (await queue.census(MODELS)).evaluations == 0

@@ -1,0 +1,343 @@
+"""The worker, in this process: real queue, real checkpoints, real files."""
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from models.card import CheckpointError
+from service import metrics
+from service.catalogue import Catalogue
+from service.events import Events
+from service.job import Job
+from service.kinds import KINDS
+from service.queue import Census, Queue, new_id
+from service.sample import EVALUATIONS, Resolved, SampleRequest, resolve
+from service.settings import Settings
+from service.store import LocalStore
+from service.worker import NoModels, Worker
+from tests.helpers import eventually
+from tests.stores import exact_checkpoint
+
+pytestmark = pytest.mark.anyio
+
+Submit = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    for D in (2.0, 128.0, math.inf):
+        exact_checkpoint(tmp_path / "store", D)
+    return settings.model_copy(update={"model_store": tmp_path / "store"})
+
+
+@asynccontextmanager
+async def working(settings: Settings) -> AsyncIterator[Worker]:
+    """A worker at work; at the end it is told to stop, and must."""
+    worker = Worker(settings)
+    life = asyncio.create_task(worker.run())
+    try:
+        await eventually(lambda: _is_offered(worker, life))
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(life, 30)
+
+
+async def _is_offered(worker: Worker, life: "asyncio.Task[None]") -> bool:
+    if life.done():
+        life.result()
+    return worker.name in {each.name for each in (await worker.queue.catalogue()).workers}
+
+
+@pytest.fixture
+async def submit(settings: Settings, queue: Queue) -> Submit:
+    """Queues a sample request for `points`, checked as at the door."""
+
+    async def submit(catalogue: Catalogue | None = None, **fields: object) -> str:
+        offered = catalogue or await queue.catalogue()
+        request = SampleRequest.model_validate({"dataset": "points", "D": 128} | fields)
+        model = offered.find(request.dataset, request.D)
+        assert model is not None
+        resolved = resolve(request, model, settings.max_count, settings.max_pixels)
+        kind, job_id = KINDS["sample"], new_id()
+        lane, cost = kind.lane(resolved), kind.evaluations(resolved)
+        assert await queue.submit(job_id, kind.name, lane, resolved.count, cost, resolved.model_dump_json())
+        return job_id
+
+    return submit
+
+
+async def ended(queue: Queue, job_id: str) -> Job:
+    async def read() -> Job | None:
+        job = await queue.read(job_id)
+        return job if job and job.is_finished else None
+
+    job = await eventually(read)
+    assert job is not None
+    return job
+
+
+def images_of(settings: Settings, job_id: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+    path = LocalStore(settings.results_dir / settings.queue).path(job_id, "images.npy")
+    images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = np.load(path, allow_pickle=False)
+    return images
+
+
+def metric(name: str, **labels: str) -> float:
+    """The sum of a metric's samples with such labels in this process."""
+    text = metrics.exposition(Census(), Catalogue([])).decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+async def test_a_job_ends_with_images_grid_and_latency(settings: Settings, queue: Queue, submit: Submit) -> None:
+    async with working(settings):
+        job = await ended(queue, await submit(count=5, seed=1, labels=[0, 1, 0, 1, 0], steps=6, scale=3))
+    assert (job.status, job.error, job.labels) == ("succeeded", None, [0, 1, 0, 1, 0])
+    latency = job.latency()
+    assert latency is not None
+    assert (latency.evaluations, latency.batch_images) == (11, 5)
+    stages = latency.queue_seconds, latency.batch_wait_seconds, latency.sampling_seconds, latency.encoding_seconds
+    assert all(stage >= 0 for stage in stages)
+    assert latency.sampling_seconds > 0
+    assert sum(stages) <= latency.total_seconds + 0.05
+    assert job.progress().evaluations_done == job.progress().evaluations_total == 55
+    assert images_of(settings, job.id).shape == (5, 4, 4, 1)
+    with Image.open(LocalStore(settings.results_dir / settings.queue).path(job.id, "grid.png")) as grid:
+        assert grid.size == ((3 * 5 + 1) * 3, (2 * 5 + 1) * 3)
+        text = grid.info
+    assert (text["dataset"], text["D"], text["steps"], text["solver"]) == ("points", "128", "6", "heun")
+    assert json.loads(text["seeds"]) == [1, 2, 3, 4, 5]
+    assert json.loads(text["labels"]) == job.labels
+    assert text["checkpoint_sha256"] == job.request["checkpoint_sha256"] == job.view().model.checkpoint_sha256
+
+
+async def test_the_same_request_gives_the_same_images_in_any_company(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    """Alone, split over batches, and merged with others; whoever draws labels or is told them."""
+    seeds = list(range(100, 120))
+    async with working(settings):
+        whole = await ended(queue, await submit(count=20, seeds=seeds))
+        alone = [await submit(seed=seed) for seed in seeds[:4]]
+        others = [await submit(count=3, seed=7), await submit(count=20, seeds=seeds[::-1])]
+        told = await submit(count=20, seeds=seeds, labels=whole.labels)
+        for job_id in (*alone, *others, told):
+            await ended(queue, job_id)
+    reference = images_of(settings, whole.id)
+    for k, job_id in enumerate(alone):
+        assert np.array_equal(images_of(settings, job_id)[0], reference[k])
+    assert np.array_equal(images_of(settings, others[1])[::-1], reference)
+    assert np.array_equal(images_of(settings, told), reference)
+
+
+async def test_concurrent_requests_of_one_kind_share_batches(
+    settings: Settings, queue: Queue, submit: Submit, redis_url: str
+) -> None:
+    """20 requests need no more than ceil(images / limit) + 1 batches; other keys never join; the metrics agree."""
+    async with working(settings):
+        catalogue = await queue.catalogue()
+        before = {D: metric("pfgmpp_batches_total", model=f"points-d{D}") for D in ("128", "inf")}
+        images_before = metric("pfgmpp_batch_images_sum", model="points-d128")
+        ids = await asyncio.gather(*(submit(catalogue, count=3, seed=k) for k in range(20)))
+        other = await submit(catalogue, D="inf", count=2)
+        for job_id in (*ids, other):
+            assert (await ended(queue, job_id)).status == "succeeded"
+    batches = metric("pfgmpp_batches_total", model="points-d128") - before["128"]
+    assert batches <= math.ceil(60 / settings.batch_images) + 1
+    assert metric("pfgmpp_batch_images_sum", model="points-d128") - images_before == 60
+    assert metric("pfgmpp_batches_total", model="points-dinf") - before["inf"] == 1
+
+
+async def test_steps_and_D_keep_batches_apart(settings: Settings, queue: Queue, submit: Submit) -> None:
+    async with working(settings) as worker:
+        catalogue = await queue.catalogue()
+    requests: list[dict[str, object]] = [
+        {"D": 128},
+        {"D": 2},
+        {"D": "inf"},
+        {"D": 128, "steps": 5},
+        {"D": 128, "steps": 6},
+    ]
+    ids = [await submit(catalogue, **fields) for fields in requests * 2]
+    lanes = []
+    while batch := await queue.claim(new_id(), worker.name, 8, worker.models):
+        lanes.append(batch.lane)
+        assert batch.images == 2
+    assert len(set(lanes)) == len(lanes) == len(requests)
+    assert len(ids) == 10
+
+
+async def test_metrics_tell_useful_evaluations_from_padding(settings: Settings, queue: Queue, submit: Submit) -> None:
+    async with working(settings):
+        labels = {"model": "points-d2"}
+        before = {
+            kind: metric("pfgmpp_network_evaluations_total", kind=kind, **labels) for kind in ("useful", "padding")
+        }
+        await ended(queue, await submit(D=2, count=3, steps=4))
+        await eventually(lambda: _counted("points-d2"))
+    useful, padding = (
+        metric("pfgmpp_network_evaluations_total", kind=kind, **labels) - before[kind] for kind in ("useful", "padding")
+    )
+    assert (useful, padding) == (7 * 3, 7 * 5)
+    for stage in ("queue", "batch_wait", "sampling", "encoding", "total"):
+        assert metric("pfgmpp_job_duration_seconds_count", stage=stage, **labels) >= 1
+
+
+async def _counted(model: str) -> bool:
+    return metric("pfgmpp_jobs_finished_total", model=model, outcome="succeeded") >= 1
+
+
+async def test_a_bad_checkpoint_is_refused_and_the_others_are_served(
+    settings: Settings, queue: Queue, submit: Submit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert settings.model_store
+    (settings.model_store / "broken.safetensors").write_bytes(b"not a checkpoint")
+    (settings.model_store / "copy.safetensors").write_bytes(
+        (settings.model_store / "points-d2.safetensors").read_bytes()
+    )
+    async with working(settings):
+        offered = await queue.catalogue()
+        assert [model.name for model in offered.models.values()] == ["points-d2", "points-d128", "points-dinf"]
+        assert (await ended(queue, await submit())).status == "succeeded"
+    printed = "".join(capsys.readouterr())
+    assert "broken.safetensors: not a safetensors file" in printed
+    assert "another file of the store already holds points-d2" in printed
+
+
+async def test_without_any_model_the_worker_does_not_start(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoModels, match="empty"):
+        await Worker(settings.model_copy(update={"model_store": tmp_path / "empty"})).run()
+    with pytest.raises(CheckpointError, match="not a directory"):
+        await Worker(settings.model_copy(update={"model_store": tmp_path / "nowhere"})).run()
+    with pytest.raises(ValueError, match="abacus"):
+        await Worker(settings.model_copy(update={"device": "abacus"})).run()
+
+
+async def test_a_batch_that_cannot_be_sampled_fails_with_the_reason(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    """A kept request that no longer fits the model, as after a change of checkpoint."""
+    async with working(settings):
+        catalogue = await queue.catalogue()
+        model = catalogue.find("points", 128)
+        assert model is not None
+        good = resolve(SampleRequest(dataset="points", D=128, label=1), model, 10, 10**6)
+        bad = Resolved.model_validate(good.model_dump() | {"labels": [99]})
+        job_id = new_id()
+        await queue.submit(job_id, "sample", KINDS["sample"].lane(bad), 1, 7, bad.model_dump_json())
+        job = await ended(queue, job_id)
+        assert (await ended(queue, await submit())).status == "succeeded", "the worker goes on"
+    assert (job.status, job.attempts) == ("failed", 3)
+    assert job.error is not None
+    assert job.error.code == "sampling-failed"
+
+
+async def test_a_result_that_cannot_be_stored_fails_the_job(settings: Settings, queue: Queue, submit: Submit) -> None:
+    settings.results_dir.parent.mkdir(exist_ok=True)
+    settings.results_dir.write_text("a file where the folder should be")
+    async with working(settings):
+        job = await ended(queue, await submit())
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "store-failed")
+
+
+async def test_a_stopped_worker_finishes_what_it_holds_and_leaves(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    async with working(settings) as worker:
+        job_id = await submit(count=8, steps=64)
+        await eventually(lambda: _runs(queue, job_id))
+        worker.stop()
+        assert (await ended(queue, job_id)).status == "succeeded"
+    assert not (await queue.catalogue()).workers
+
+
+async def test_a_worker_out_of_grace_hands_its_batch_back(settings: Settings, queue: Queue, submit: Submit) -> None:
+    async with working(settings.model_copy(update={"grace_seconds": 0.01})) as worker:
+        job_id = await submit(count=64, steps=64)
+        await eventually(lambda: _runs(queue, job_id))
+        worker.stop()
+    job = await queue.read(job_id)
+    assert job is not None
+    assert (job.status, job.attempts) == ("running", 1)
+    assert await queue.redis.zcard(f"{queue.prefix}leases") == 0
+    async with working(settings):
+        assert (await ended(queue, job_id)).status == "succeeded"
+
+
+async def _runs(queue: Queue, job_id: str) -> bool:
+    job = await queue.read(job_id)
+    return job is not None and job.status == "running"
+
+
+async def test_a_worker_that_lost_its_lease_drops_the_batch(settings: Settings, queue: Queue, submit: Submit) -> None:
+    async with working(settings):
+        job_id = await submit(count=64, steps=64)
+        await eventually(lambda: _runs(queue, job_id))
+        await queue.disown("worker-1")
+        await eventually(queue.reap)
+        job = await ended(queue, job_id)
+    assert (job.status, job.attempts, job.done) == ("succeeded", 2, 64)
+
+
+async def test_forgotten_results_are_swept(settings: Settings, queue: Queue, submit: Submit) -> None:
+    store = LocalStore(settings.results_dir / settings.queue)
+    async with working(settings):
+        kept, orphan = await submit(), new_id()
+        await ended(queue, kept)
+    store.write(orphan, "grid.png", b"x")
+    store.write("not a job", "notes.txt", b"x")
+    assert sorted(store.jobs(older_than_seconds=-1)) == sorted([kept, orphan])
+    assert store.jobs(older_than_seconds=60) == []
+    forgotten = await queue.forgotten(store.jobs(older_than_seconds=-1))
+    store.remove(forgotten)
+    assert forgotten == [orphan]
+    assert store.path(kept, "grid.png").exists()
+    assert store.path("not a job", "notes.txt").exists()
+
+
+async def test_a_long_poll_answers_at_the_change_of_status(settings: Settings, queue: Queue, submit: Submit) -> None:
+    async with working(settings):
+        catalogue = await queue.catalogue()
+    events = Events(queue)
+    listening = asyncio.create_task(events.listen())
+    job_id = await submit(catalogue)
+    assert (await events.next_status(job_id, 0.05)).status == "queued"  # type: ignore[union-attr]
+    change = asyncio.create_task(events.next_status(job_id, 60))
+    await eventually(lambda: _has_waiter(events, job_id))
+    assert await queue.claim(new_id(), "worker-1", 8, ["points-d128"])
+    job = await asyncio.wait_for(change, 5)
+    assert job is not None
+    assert job.status == "running"
+    assert await events.next_status(new_id(), 60) is None
+    listening.cancel()
+
+
+async def _has_waiter(events: Events, job_id: str) -> bool:
+    return events.is_awaited(job_id)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 18, 50])
+async def test_the_cost_is_what_the_solver_asks_for(steps: int) -> None:
+    import torch
+
+    from models.sampler import heun, noise_levels, solve
+
+    asked: list[int] = []
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    solve(heun(x, noise_levels(steps)), lambda x, sigma: x / 2, lambda: asked.append(1))
+    assert len(asked) == EVALUATIONS["heun"](steps)
