@@ -82,6 +82,8 @@ def worker(
     """Run one worker alone; REDIS_URL says where the queue is, PFGMPP_RESULTS_DIR where results go."""
     import os
 
+    from uvicorn.loops.auto import auto_loop_factory
+
     settings = read_settings(metrics_port=metrics_port)
     need_redis(settings)
     try:
@@ -95,7 +97,8 @@ def worker(
         settings = settings.model_copy(update={"metrics_port": 9100})
     configure(settings.worker_name or "worker", settings.log_format)
     try:
-        asyncio.run(Worker(settings).run())
+        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+            runner.run(Worker(settings).run())
     except (NoModels, ValueError, OSError) as error:
         give_up(str(error), EXIT_MISCONFIGURED)
 

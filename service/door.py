@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 
 from pydantic import ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
@@ -70,17 +71,14 @@ class Door:
         kind, job_id = KINDS["sample"], new_id()
         evaluations = kind.evaluations(resolved)
         text = resolved.model_dump_json()
-        try:
-            is_accepted = await self.queue.submit(
-                job_id, kind.name, kind.lane(resolved), resolved.count, evaluations, text
-            )
-        except OutOfMemoryError:
-            is_accepted = False
-        if not is_accepted:
+        job = None
+        with suppress(OutOfMemoryError):
+            job = await self.queue.submit(job_id, kind.name, kind.lane(resolved), resolved.count, evaluations, text)
+        if job is None:
             raise await self._queue_full(resolved.count * evaluations)
         metrics.jobs_submitted.labels(resolved.model).inc()
         log.info("job accepted", job=job_id, lane=kind.lane(resolved), images=resolved.count)
-        return await self.job(job_id)
+        return job
 
     async def _model_for(self, request: SampleRequest) -> OfferedModel:
         """The model a request is for, from a catalogue that is fresh when it seems to be missing."""

@@ -141,19 +141,14 @@ class Queue:
     async def ping(self) -> None:
         await self.redis.ping()
 
-    async def submit(self, job_id: str, kind: str, lane: str, count: int, evaluations: int, request: str) -> bool:
-        """Queue a job of `count` images; False when the queue is full. Repeating it with the same id is harmless."""
+    async def submit(self, job_id: str, kind: str, lane: str, count: int, evaluations: int, request: str) -> Job | None:
+        """Queue a job of `count` images; None when the queue is full. Repeating it with the same id is harmless."""
         limit = self.settings.max_queued_evaluations
-        answer = await self._run("submit", job_id, kind, lane, count, evaluations, request, limit)
-        return bool(answer == "accepted")
+        return _job(job_id, await self._run("submit", job_id, kind, lane, count, evaluations, request, limit))
 
     async def read(self, job_id: str) -> Job | None:
         """The job, or None when there is none, or no longer."""
-        answer = await self._run("read", job_id)
-        if not answer:
-            return None
-        fields, place = answer
-        return Job.from_redis(job_id, dict(_rows(fields, 2)), place)
+        return _job(job_id, await self._run("read", job_id))
 
     async def claim(self, batch_id: str, worker: str, room: int, models: Sequence[str]) -> Batch | None:
         """Up to `room` images of the lane that has waited longest, under a lease; None when nothing waits."""
@@ -272,6 +267,11 @@ def _readable(kind: type[Record], texts: Sequence[str | None]) -> list[Record]:
             if text:
                 records.append(kind.model_validate_json(text))
     return records
+
+
+def _job(job_id: str, answer: Sequence[Any]) -> Job | None:
+    """A job as the scripts answer it, `{fields, place}`, or None for `{}`."""
+    return Job.from_redis(job_id, dict(_rows(answer[0], 2)), answer[1]) if answer else None
 
 
 def _parts(text: str) -> tuple[Part, ...]:

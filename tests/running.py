@@ -23,6 +23,7 @@ class Service:
 
     def __init__(self, folder: Path, **settings: object):
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.log = folder / "serve.log"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PFGMPP_")},

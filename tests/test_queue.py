@@ -258,7 +258,7 @@ async def test_a_full_queue_refuses_and_queues_nothing(queue: Queue, settings: S
     tight = Queue(queue.redis, queue.blocking, settings.model_copy(update={"max_queued_evaluations": 100}))
     await submit(tight, 2)
     refused = new_id()
-    assert not await tight.submit(refused, "sample", LANE, 1, 35, REQUEST)
+    assert await tight.submit(refused, "sample", LANE, 1, 35, REQUEST) is None
     assert await tight.read(refused) is None
     await audit(tight)
 

@@ -65,6 +65,21 @@ local function is_open(status)
   return status == 'queued' or status == 'running'
 end
 
+-- A job with its place among the jobs that wait for its model (0 = next), as {fields, place}; {} when there is none.
+local function record(id)
+  local fields = redis.call('HGETALL', P .. 'job:' .. id)
+  if #fields == 0 then return {} end
+  local job = redis.call('HMGET', P .. 'job:' .. id, 'status', 'lane', 'score')
+  local place = 0
+  if job[1] == 'queued' then
+    place = redis.call('ZRANK', P .. 'lane:' .. job[2], id)
+    for _, lane in ipairs(redis.call('ZRANGE', P .. 'lanes:' .. model_of(job[2]), 0, -1)) do
+      if lane ~= job[2] then place = place + redis.call('ZCOUNT', P .. 'lane:' .. lane, '-inf', '(' .. job[3]) end
+    end
+  end
+  return {fields, place}
+end
+
 -- Move an open job to a terminal state: nothing of it stays queued, counted or reserved.
 local function finish(id, status, err, t, retention_ms)
   local key = P .. 'job:' .. id

@@ -1,0 +1,79 @@
+"""`make bench`: what the service adds to sampling, measured with a nearly instant model on the real processes.
+
+The model is the exact denoiser of two 4x4 images, asked for 2 steps (3 evaluations). Prints JSON.
+"""
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import quantiles
+
+from tests.running import Service
+from tests.stores import exact_checkpoint
+
+WARM_UP = 50
+ROUNDS = 500
+REQUEST = {"dataset": "points", "D": 128, "steps": 2}
+
+
+def round_trip(service: Service) -> tuple[float, float, dict[str, float]]:
+    """Seconds from submission to the finished job, to its grid, and the service's own account of them."""
+    started = time.perf_counter()
+    job = service.submit(**REQUEST)
+    while job["finished_at"] is None:
+        job = service.job(job["id"], wait=10)
+    ended = time.perf_counter()
+    service.client.get(job["links"]["grid"]).raise_for_status()
+    return ended - started, time.perf_counter() - started, job["latency"]
+
+
+def percentiles_ms(seconds: list[float]) -> dict[str, float]:
+    """p50, p90 and p99 in milliseconds."""
+    cuts = quantiles(seconds, n=100)
+    return {f"p{p}": round(1000 * cuts[p - 1], 2) for p in (50, 90, 99)}
+
+
+def memory_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def started(service: Service) -> float:
+    """Seconds from the command until it is ready."""
+    began = time.perf_counter()
+    service.start()
+    return round(time.perf_counter() - began, 2)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="pfgmpp-bench-") as folder:
+        shipped = Service(Path(folder) / "shipped")
+        starts = []
+        for _ in range(2):
+            starts.append(started(shipped))
+            shipped.stop()
+        exact_checkpoint(Path(folder) / "store", 128.0, examples=2)
+        service = Service(Path(folder) / "instant", model_store=Path(folder) / "store")
+        service.start()
+        for _ in range(WARM_UP):
+            round_trip(service)
+        rounds = [round_trip(service) for _ in range(ROUNDS)]
+        stages = ("queue", "batch_wait", "sampling", "encoding", "total")
+        results = {
+            "cores": os.cpu_count(),
+            "ready_seconds": {"first_start": starts[0], "second_start": starts[1]},
+            "submit_to_finished_ms": percentiles_ms([finished for finished, _, _ in rounds]),
+            "submit_to_grid_ms": percentiles_ms([grid for _, grid, _ in rounds]),
+            "stages_ms": {
+                stage: percentiles_ms([latency[f"{stage}_seconds"] for *_, latency in rounds]) for stage in stages
+            },
+            "memory_mb": {"api": memory_mb(service.pid("api")), "worker": memory_mb(service.pid("worker-1"))},
+        }
+        service.stop()
+    print(json.dumps(results, indent=2))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
