@@ -39,7 +39,7 @@ class Child:
 
     name: str
     command: Sequence[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     descriptors: Sequence[int] = ()
     process: asyncio.subprocess.Process | None = None
 
@@ -47,7 +47,7 @@ class Child:
         """Start it in a session of its own, so that Ctrl-C reaches the supervisor alone."""
         self.process = await asyncio.create_subprocess_exec(
             *self.command,
-            env={**os.environ, **self.environment},
+            env=self.environment,
             pass_fds=self.descriptors,
             start_new_session=True,
             preexec_fn=die_with_parent(),
@@ -130,7 +130,9 @@ class Supervisor:
         shutil.rmtree(self._metrics_dir, ignore_errors=True)
         self._metrics_dir.mkdir()
         threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.workers)
-        common = settings.model_copy(update={"redis_url": url, "threads": threads}).environment()
+        shared = settings.model_copy(update={"redis_url": url, "threads": threads, "metrics_port": None})
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PFGMPP_")}
+        common = inherited | shared.environment()
         common |= {MULTIPROCESS_DIR: str(self._metrics_dir), "OMP_NUM_THREADS": str(threads)}
         this = [sys.executable, "-m", "service"]
         fd = listener.fileno()

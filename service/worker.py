@@ -30,6 +30,7 @@ IDLE_SECONDS = 5.0
 """How long an idle worker waits for a token before it looks at the queue all the same."""
 
 SWEEP_SECONDS = 60.0
+LONGEST_REASON = 300
 INSIST_SECONDS = 2.0
 """How long a stopping worker waits, after the grace time, for its threads to let go."""
 
@@ -55,7 +56,7 @@ class Held:
 
     batch: Batch
     kind: Kind[Any, Any]
-    requests: Mapping[str, Request]
+    requests: Mapping[str, Request] = field(default_factory=dict)
     claimed: float = field(default_factory=time.monotonic)
     started: float = 0.0
     evaluated: float = 0.0
@@ -65,11 +66,6 @@ class Held:
     evaluations_noted: int = 0
     is_abandoned: bool = False
     """Set by the event loop, seen by the computing thread at the next evaluation."""
-
-    @classmethod
-    def of(cls, batch: Batch) -> "Held":
-        kind = kind_of(batch.lane)
-        return cls(batch, kind, {job_id: kind.parse(text) for job_id, text in batch.requests.items()})
 
     def on_evaluation(self) -> None:
         """Called by the computing thread after every network evaluation; raises Abandoned to stop it."""
@@ -119,17 +115,15 @@ class Worker:
         upkeep = [asyncio.create_task(act()) for act in (self._keep_leases, self._show_life, self._sweep_results)]
         working = asyncio.create_task(self._main_loop())
         stopped = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait([working, stopped, *upkeep], return_when=asyncio.FIRST_COMPLETED)
-            self._stopping.set()
-            await self._finish(working)
-        finally:
-            for task in (*upkeep, stopped):
-                task.cancel()
-            await self._shut_down()
-        for task in upkeep:
-            if task.done() and not task.cancelled():
-                task.result()
+        await asyncio.wait([working, stopped, *upkeep], return_when=asyncio.FIRST_COMPLETED)
+        self.stop()
+        await self._finish(working)
+        failures = [task.exception() for task in (working, *upkeep) if task.done()]
+        for task in (*upkeep, working, stopped):
+            task.cancel()
+        await self._shut_down()
+        for failure in filter(None, failures):
+            raise failure
 
     def stop(self) -> None:
         """Claim nothing more, finish what is in hand, and let `run` return."""
@@ -152,7 +146,6 @@ class Worker:
             server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
             about["metrics_port"] = server.server_port
         metrics.build_info.labels(__version__, self.engine.torch_version, str(self.engine.device)).set(1)
-        await self.queue.ping()
         log.info("worker ready", **about, seconds=round(time.monotonic() - started, 2))
 
     async def _main_loop(self) -> None:
@@ -189,7 +182,7 @@ class Worker:
 
     async def _take(self, batch: Batch) -> None:
         """Compute a batch and pass it on to be delivered while the next one is computed."""
-        held = Held.of(batch)
+        held = Held(batch, kind_of(batch.lane))
         self.in_hand[batch.id] = held
         self._count_batch(batch)
         try:
@@ -201,7 +194,8 @@ class Worker:
         except Exception as error:
             log.exception("batch failed", model=batch.model, images=batch.images)
             self._count_evaluations(held, "wasted")
-            await self._give_up(held, JobError(code="sampling-failed", detail=f"Sampling failed: {error}"))
+            detail = f"Sampling failed: {str(error)[:LONGEST_REASON]}"
+            await self._give_up(held, JobError(code="sampling-failed", detail=detail))
         else:
             self._count_evaluations(held, "useful")
             if self._delivery:
@@ -210,6 +204,7 @@ class Worker:
 
     def _compute(self, held: Held) -> Outputs:
         """In the computing thread: the outputs of a batch by part."""
+        held.requests = {job_id: held.kind.parse(text) for job_id, text in held.batch.requests.items()}
         held.started = held.evaluated = time.monotonic()
         outputs = held.kind.run(self.engine, held.batch.parts, held.requests, held.on_evaluation)
         held.sampled = time.monotonic()
@@ -336,15 +331,14 @@ class Worker:
 
     async def _finish(self, working: asyncio.Task[None]) -> None:
         """Let the batch in hand be finished; after the grace time give it back."""
-        in_hand = [working, *([self._delivery] if self._delivery else [])]
-        _, unfinished = await asyncio.wait(in_hand, timeout=self.settings.grace_seconds)
+        _, unfinished = await asyncio.wait([working], timeout=self.settings.grace_seconds)
         if unfinished:
             log.warning("grace time over", batches=len(self.in_hand))
             for held in self.in_hand.values():
                 held.is_abandoned = True
             await asyncio.wait(unfinished, timeout=INSIST_SECONDS)
         if self._delivery:
-            await asyncio.wait([self._delivery], timeout=INSIST_SECONDS)
+            await asyncio.wait([self._delivery], timeout=self.settings.grace_seconds)
 
     async def _shut_down(self) -> None:
         with suppress(RedisError):
