@@ -29,17 +29,6 @@ class Generator:
     model: Model
     shapes: tuple[int, ...]
 
-    def denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """The denoised estimates [B, C, H, W] for any B, the same bits for an image in any company."""
-        estimates = []
-        start = 0
-        for shape in cut(len(x), self.shapes):
-            here = slice(start, start + shape)
-            own = None if labels is None else filled(labels[here], shape)
-            estimates.append(self.model.network(filled(x[here], shape), filled(sigma[here], shape), own))
-            start += shape
-        return torch.cat(estimates)[: len(x)]
-
     @torch.inference_mode()
     def images(
         self,
@@ -54,14 +43,27 @@ class Generator:
         Raises FloatingPointError when an image comes out with values that are not finite.
         """
         card, device = self.model.card, self.model.device
-        one_hot = torch.eye(len(card.classes), device=device)[list(labels)] if card.classes else None
+        pieces = cut(len(seeds), self.shapes)
         draws = np.stack([prior(seed, card.shape, card.D, card.sigma_max) for seed in seeds])
-        x = torch.from_numpy(draws).to(device).contiguous(memory_format=torch.channels_last)
+        x = filled(torch.from_numpy(draws).to(device), sum(pieces)).contiguous(memory_format=torch.channels_last)
+        one_hot = filled(torch.eye(len(card.classes), device=device)[list(labels)], len(x)) if card.classes else None
         sigmas = noise_levels(steps, card.sigma_min, card.sigma_max)
-        x = solve(heun(x, sigmas), lambda x, sigma: self.denoise(x, sigma, one_hot), on_evaluation)
+        x = solve(heun(x, sigmas), lambda x, sigma: self._run(pieces, x, sigma, one_hot), on_evaluation)[: len(seeds)]
         if not x.isfinite().all():
             raise FloatingPointError(f"{card.name} gave values that are not finite")
         return to_uint8(x)
+
+    def denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The denoised estimates [B, C, H, W] for any B, the same bits for an image in any company."""
+        pieces = cut(len(x), self.shapes)
+        own = None if labels is None else filled(labels, sum(pieces))
+        return self._run(pieces, filled(x, sum(pieces)), filled(sigma, sum(pieces)), own)[: len(x)]
+
+    def _run(self, pieces: list[int], x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The network's answer to a batch that its pieces fill, piece by piece."""
+        batch = [x, sigma] if labels is None else [x, sigma, labels]
+        parts = zip(*(rows.split(pieces) for rows in batch), strict=True)  # type: ignore[no-untyped-call]
+        return torch.cat([self.model.network(*part) for part in parts])
 
 
 def chosen_labels(seeds: Sequence[int], labels: Sequence[int | None], classes: int) -> list[int]:
@@ -105,22 +107,19 @@ def steady_shapes(model: Model, largest: int) -> tuple[int, ...]:
     shapes = [REFERENCE_SHAPE]
     while 2 * shapes[-1] <= largest:
         shapes.append(2 * shapes[-1])
-    x, sigma, labels = _random_batch(model, shapes[-1])
-    reference = Generator(model, (REFERENCE_SHAPE,)).denoise(x, sigma, labels)
-    steady = [REFERENCE_SHAPE]
-    for shape in shapes[1:]:
-        own = None if labels is None else labels[:shape]
-        if torch.equal(model.network(x[:shape], sigma[:shape], own), reference[:shape]):
-            steady.append(shape)
-    return tuple(steady)
+    batch = _random_batch(model, shapes[-1])
+    reference = Generator(model, (REFERENCE_SHAPE,)).denoise(*batch)
+    return tuple(
+        shape for shape in shapes if torch.equal(model.network(*(rows[:shape] for rows in batch)), reference[:shape])
+    )
 
 
-def _random_batch(model: Model, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inputs of a network, all different: x [B, C, H, W], sigma [B], labels [B, classes]."""
+def _random_batch(model: Model, size: int) -> list[Tensor]:
+    """Inputs of a network, all different: x [B, C, H, W], sigma [B] and, if it has classes, labels [B, classes]."""
     card, device = model.card, model.device
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(size, *card.shape, generator=rng, dtype=torch.float64).to(device)
     sigma = card.sigma_min + card.sigma_max * torch.rand(size, generator=rng, dtype=torch.float64).to(device)
     classes = len(card.classes)
-    labels = torch.eye(classes, device=device)[torch.arange(size) % classes] if classes else None
-    return x.contiguous(memory_format=torch.channels_last), sigma, labels
+    labels = [torch.eye(classes, device=device)[torch.arange(size) % classes]] if classes else []
+    return [x.contiguous(memory_format=torch.channels_last), sigma, *labels]

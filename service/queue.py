@@ -58,7 +58,7 @@ class Completion:
 
     is_stale: bool = False
     to_write: tuple[str, ...] = ()
-    ended: tuple[str, ...] = ()
+    ended: tuple[Job, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,12 @@ class Queue:
 
     async def complete(self, batch: Batch, report: Report) -> Completion:
         """Record a batch, all or nothing."""
-        word, *jobs = await self._run("complete", batch.id, self._retention_ms, report.model_dump_json())
+        word, *rest = await self._run("complete", batch.id, self._retention_ms, report.model_dump_json())
         if word == "stale":
             return Completion(is_stale=True)
-        return Completion(to_write=tuple(jobs)) if word == "write" else Completion(ended=tuple(jobs))
+        if word == "write":
+            return Completion(to_write=tuple(rest))
+        return Completion(ended=tuple(job for job_id, record in _rows(rest, 2) if (job := _job(job_id, record))))
 
     async def fail(self, batch: Batch, error: JobError) -> list[GivenBack]:
         """Give a batch back after an error, which counts as an attempt of its jobs."""

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 from service import __version__, metrics
 from service.catalogue import WorkerState
 from service.engine import Engine, choose_device, use_threads
-from service.job import TIMINGS, JobError, Part
+from service.job import TIMINGS, Job, JobError, Part
 from service.kinds import Kind, Request, kind_of
 from service.logs import get_logger
 from service.queue import Batch, Completion, Queue, Report, new_id
@@ -181,12 +181,12 @@ class Worker:
             task.cancel()
 
     async def _take(self, batch: Batch) -> None:
-        """Compute a batch and pass it on to be delivered while the next one is computed."""
+        """Compute a batch; it is delivered while the next one is computed."""
         held = Held(batch, kind_of(batch.lane))
         self.in_hand[batch.id] = held
         self._count_batch(batch)
         try:
-            outputs = await asyncio.get_running_loop().run_in_executor(self._computing, self._compute, held)
+            outputs, writing = await asyncio.get_running_loop().run_in_executor(self._computing, self._compute, held)
         except Abandoned:
             log.warning("batch abandoned", model=batch.model, images=batch.images, evaluations=held.evaluations_done)
             self._count_evaluations(held, "wasted")
@@ -200,21 +200,22 @@ class Worker:
             self._count_evaluations(held, "useful")
             if self._delivery:
                 await self._delivery
-            self._delivery = asyncio.create_task(self._deliver(held, outputs))
+            self._delivery = asyncio.create_task(self._deliver(held, outputs, writing))
 
-    def _compute(self, held: Held) -> Outputs:
-        """In the computing thread: the outputs of a batch by part."""
+    def _compute(self, held: Held) -> "tuple[Outputs, Future[set[str]]]":
+        """In the computing thread: the outputs of a batch by part, which the storing thread writes at once."""
         held.requests = {job_id: held.kind.parse(text) for job_id, text in held.batch.requests.items()}
         held.started = held.evaluated = time.monotonic()
         outputs = held.kind.run(self.engine, held.batch.parts, held.requests, held.on_evaluation)
         held.sampled = time.monotonic()
-        return dict(zip(held.batch.parts, outputs, strict=True))
+        by_part = dict(zip(held.batch.parts, outputs, strict=True))
+        return by_part, self._storing.submit(self._write, held, by_part)
 
-    async def _deliver(self, held: Held, outputs: Outputs) -> None:
-        """Write what a batch made and end its jobs; a job that ends here but began elsewhere is put together first."""
+    async def _deliver(self, held: Held, outputs: Outputs, writing: "Future[set[str]]") -> None:
+        """End the jobs of a batch once they are written; one that began elsewhere is put together first."""
         loop = asyncio.get_running_loop()
         try:
-            written = await loop.run_in_executor(self._storing, self._write, held, outputs)
+            written = await asyncio.wrap_future(writing)
             completion = await self._complete(held, outputs, written)
             while completion.to_write:
                 await loop.run_in_executor(self._storing, self._write_kept, held, completion.to_write)
@@ -229,8 +230,8 @@ class Worker:
             log.warning("batch stale", model=held.batch.model, images=held.batch.images)
             return
         self._count_delivery(held)
-        for job_id in completion.ended:
-            await self._count_job(job_id, held.batch.model)
+        for job in completion.ended:
+            count_job(job, held.batch.model)
 
     def _write(self, held: Held, outputs: Outputs) -> set[str]:
         """In the storing thread: the jobs wholly in this batch, written; what is of others, put aside."""
@@ -368,19 +369,18 @@ class Worker:
             "batch done", lane=batch.lane, images=batch.images, jobs=len(batch.requests), seconds=round(seconds, 3)
         )
 
-    async def _count_job(self, job_id: str, model: str) -> None:
-        metrics.jobs_finished.labels(model, "succeeded").inc()
-        job = await insist(lambda: self.queue.read(job_id))
-        if job and (latency := job.latency()):
-            metrics.observe_job(model, latency)
-            log.info("job succeeded", job=job_id, images=job.count, seconds=latency.total_seconds)
+
+def count_job(job: Job, model: str) -> None:
+    """Record, and log, a job that succeeded."""
+    metrics.jobs_finished.labels(model, "succeeded").inc()
+    if latency := job.latency():
+        metrics.observe_job(model, latency)
+        log.info("job succeeded", job=job.id, images=job.count, seconds=latency.total_seconds)
 
 
 async def insist(call: Callable[[], Awaitable[Answer]]) -> Answer:
     """The answer of the queue, asked again for as long as it cannot be reached."""
-    async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type(RedisError), wait=wait_exponential(multiplier=0.1, max=5)
-    ):
-        with attempt:
-            return await call()
-    raise AssertionError("retrying ends only with an answer")
+    with suppress(RedisError):
+        return await call()
+    again = AsyncRetrying(retry=retry_if_exception_type(RedisError), wait=wait_exponential(multiplier=0.1, max=5))
+    return await again(call)

@@ -53,6 +53,11 @@ def report(batch: Batch, *written: str) -> Report:
     )
 
 
+async def ended(queue: Queue, batch: Batch, *written: str) -> list[str]:
+    """Complete a batch: the jobs that ended with it."""
+    return [job.id for job in (await queue.complete(batch, report(batch, *written))).ended]
+
+
 async def lose(queue: Queue, worker: str = "worker-1") -> list[tuple[str, bool]]:
     """Let a worker die and its leases be reaped: what became of its jobs."""
     await queue.disown(worker)
@@ -93,7 +98,7 @@ async def test_a_job_goes_from_queued_to_succeeded(queue: Queue) -> None:
     assert [tuple(part) for part in batch.parts] == [(job_id, 0, 3)]
     assert (batch.lane, batch.model, batch.requests) == (LANE, "digits-d2048", {job_id: REQUEST})
     assert (await job_of(queue, job_id)).status == "running"
-    assert (await queue.complete(batch, report(batch, job_id))).ended == (job_id,)
+    assert await ended(queue, batch, job_id) == [job_id]
     job = await job_of(queue, job_id)
     assert (job.status, job.done, job.labels) == ("succeeded", 3, [7, 7, 7])
     latency = job.latency()
@@ -109,7 +114,7 @@ async def test_repeated_calls_answer_as_the_first(queue: Queue) -> None:
     first, second = [await claim(queue, batch_id=batch_id) for _ in range(2)]
     assert first == second
     for _ in range(2):
-        assert (await queue.complete(first, report(first, job_id))).ended == (job_id,)
+        assert await ended(queue, first, job_id) == [job_id]
     assert (await job_of(queue, job_id)).done == 2
     assert await nothing_waits(queue)
     await audit(queue)
@@ -163,7 +168,7 @@ async def test_a_lost_batch_waits_again_and_its_late_answer_is_refused(queue: Qu
     assert (await queue.complete(lost, report(lost, job_id))).is_stale
     again = await claim(queue)
     assert again.parts == lost.parts
-    assert (await queue.complete(again, report(again, job_id))).ended == (job_id,)
+    assert await ended(queue, again, job_id) == [job_id]
     job = await job_of(queue, job_id)
     assert (job.attempts, job.done) == (2, 4)
     await audit(queue)
@@ -238,7 +243,7 @@ async def test_the_last_part_of_a_job_is_refused_until_its_result_is_written(que
     assert (await queue.complete(second, report(second))).ended == ()
     assert (await queue.complete(first, report(first))).to_write == (job_id,)
     assert (await job_of(queue, job_id)).done == 4
-    assert (await queue.complete(first, report(first, job_id))).ended == (job_id,)
+    assert await ended(queue, first, job_id) == [job_id]
     assert (await job_of(queue, job_id)).labels == [7] * 12
     await audit(queue)
 

@@ -1,20 +1,26 @@
 -- Record the images of a batch, all or nothing: a batch that was given back is refused, and so is one that would end
 -- a job whose result is not written yet. A repeated call answers as the first.
--- Returns {"stale"}, {"write", job, ...} or {"done", ended job, ...}.
+-- Returns {"stale"}, {"write", job, ...} or {"done", ended job, its record, ...}.
 -- ARGV: batch, retention [ms], report: {timings: {name: ms}, images, checkpoint, written: {job: true},
 --       labels: {"job:start": text}}
 local batch, report = ARGV[1], cjson.decode(ARGV[3])
 local key = P .. 'batch:' .. batch
-local record = redis.call('HMGET', key, 'parts', 'ended')
-if record[2] then
+local batch_record = redis.call('HMGET', key, 'parts', 'ended')
+
+local function done(ended)
   local told = {'done'}
-  for id in string.gmatch(record[2], '[^;]+') do told[#told + 1] = id end
+  for id in string.gmatch(ended, '[^;]+') do
+    told[#told + 1] = id
+    told[#told + 1] = record(id)
+  end
   return told
 end
-if not record[1] then return {'stale'} end
+
+if batch_record[2] then return done(batch_record[2]) end
+if not batch_record[1] then return {'stale'} end
 
 local share, order, unwritten = {}, {}, {'write'}
-for _, part in ipairs(parts(record[1])) do
+for _, part in ipairs(parts(batch_record[1])) do
   if not share[part[1]] then order[#order + 1] = part[1] end
   share[part[1]] = (share[part[1]] or 0) + part[3]
 end
@@ -27,7 +33,7 @@ end
 if #unwritten > 1 then return unwritten end
 
 local t, ended = now(), {}
-for _, part in ipairs(parts(record[1])) do
+for _, part in ipairs(parts(batch_record[1])) do
   local job_key = P .. 'job:' .. part[1]
   if is_open(redis.call('HGET', job_key, 'status')) then
     redis.call('HSET', job_key, 'labels:' .. part[2], report.labels[part[1] .. ':' .. part[2]])
@@ -51,7 +57,8 @@ for _, id in ipairs(order) do
     end
   end
 end
-redis.call('HSET', key, 'ended', table.concat(ended, ';'))
+ended = table.concat(ended, ';')
+redis.call('HSET', key, 'ended', ended)
 redis.call('PEXPIRE', key, 300000)
 redis.call('ZREM', P .. 'leases', batch)
-return {'done', unpack(ended)}
+return done(ended)
