@@ -40,7 +40,7 @@ def format_D(D: float) -> int | float | str:
     """D as it is written in JSON and in names: 2048, 0.5, "inf"."""
     if math.isinf(D):
         return "inf"
-    return int(D) if D.is_integer() else D
+    return int(D) if float(D).is_integer() else D
 
 
 Dimension = Annotated[float, BeforeValidator(parse_D), PlainSerializer(format_D)]
@@ -127,10 +127,14 @@ def read_card(path: Path) -> Card:
     try:
         return Card.model_validate(json.loads(metadata[METADATA_KEY]))
     except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"{path}: bad metadata: {reasons}") from error
+        raise CheckpointError(f"{path}: bad metadata: {field_errors(error)}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its {METADATA_KEY!r} metadata is not JSON ({error})") from error
+
+
+def field_errors(error: ValidationError) -> str:
+    """What is wrong with a card or a recipe, in one line: `field: reason; field: reason`."""
+    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'contents'}: {each['msg']}" for each in error.errors())
 
 
 def file_sha256(path: Path) -> str:

@@ -21,14 +21,13 @@ def train(
     from models import checkpoint
     from models.card import format_D, parse_D
     from models.data import load_digits
-    from models.train import RECIPES, read_recipe
+    from models.train import read_recipe
     from models.train import train as run
 
     if threads:
         torch.set_num_threads(threads)
-    path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
     try:
-        dimension, chosen = parse_D(D), read_recipe(path)
+        dimension, chosen = parse_D(D), read_recipe(recipe)
         if chosen.dataset != "digits":
             raise ValueError(f"dataset {chosen.dataset!r} is not known; this version trains on: digits")
     except (ValueError, OSError) as error:

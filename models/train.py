@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from models.card import Card, UNetOptions
+from models.card import Card, UNetOptions, field_errors
 from models.data import Dataset
 from models.kernel import FloatArray, stretch
 from models.unet import EDMPrecond
@@ -48,12 +48,21 @@ class Progress(NamedTuple):
     loss: float
 
 
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file.
+def read_recipe(name: str) -> Recipe:
+    """The recipe in a TOML file, or the shipped one of that name.
 
-    Raises ValueError (of pydantic or tomllib) naming the setting that is wrong.
+    Raises ValueError naming the file and the setting that is wrong, or the recipes that exist.
     """
-    return Recipe.model_validate(tomllib.loads(path.read_text()))
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError as error:
+        shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+        raise ValueError(f"there is no recipe {name!r}; shipped are: {shipped}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path}: {field_errors(error)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML file ({error})") from error
 
 
 def weighted_error(denoised: Tensor, y: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
@@ -101,8 +110,12 @@ class Trainer:
         self.images_seen = 0
 
     @property
+    def steps_left(self) -> int:
+        return max(0, -(-(self.recipe.images - self.images_seen) // self.recipe.batch))
+
+    @property
     def is_done(self) -> bool:
-        return self.images_seen >= self.recipe.images
+        return self.steps_left == 0
 
     def step(self) -> Tensor:
         """One batch and one update; the loss per element, before the update."""
@@ -172,8 +185,8 @@ def train(
     started = time.perf_counter()
     loss = math.nan
     while not run.is_done:
-        recent = torch.stack([run.step() for _ in range(report_every)])
-        loss = recent.mean().item()
+        recent = [run.step() for _ in range(min(report_every, run.steps_left))]
+        loss = torch.stack(recent).mean().item()
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} after {run.images_seen:,} images at D = {D}")
         report(Progress(run.images_seen, loss))

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from service.job import Job, JobError
 from service.queue import Batch, Queue, Report, new_id
@@ -266,6 +267,22 @@ async def test_a_full_queue_refuses_and_queues_nothing(queue: Queue, settings: S
     assert await tight.submit(refused, "sample", LANE, 1, 35, REQUEST) is None
     assert await tight.read(refused) is None
     await audit(tight)
+
+
+async def test_a_redis_out_of_memory_refuses_jobs_but_lets_claimed_ones_end(queue: Queue) -> None:
+    job_id = await submit(queue, 9)
+    batch = await claim(queue)
+    await queue.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OutOfMemoryError):
+            await submit(queue, 1)
+        assert await queue.renew(batch, 1)
+        await queue.complete(batch, report(batch))
+        last = await claim(queue)
+        assert await ended(queue, last, job_id) == [job_id]
+    finally:
+        await queue.redis.config_set("maxmemory", "512mb")
+    await audit(queue)
 
 
 async def test_census_counts_what_waits(queue: Queue) -> None:
