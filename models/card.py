@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator, model_validator
 from pydantic.functional_validators import BeforeValidator
 from safetensors import SafetensorError, safe_open
 
@@ -64,7 +64,21 @@ class UNetOptions(_Frozen):
     channel_mult_noise: int = Field(1, ge=1)
     resample_filter: tuple[int, ...] = (1, 1)
     augment_dim: int = Field(0, ge=0)
-    sigma_data: float = Field(0.5, gt=0)
+    sigma_data: float = Field(0.5, gt=0, allow_inf_nan=False)
+
+    @field_validator("channel_mult")
+    @classmethod
+    def _some_levels(cls, mult: tuple[int, ...]) -> tuple[int, ...]:
+        if not mult or min(mult) < 1:
+            raise ValueError("must be one or more numbers >= 1")
+        return mult
+
+    @field_validator("resample_filter")
+    @classmethod
+    def _even_filter(cls, resample_filter: tuple[int, ...]) -> tuple[int, ...]:
+        if not resample_filter or len(resample_filter) % 2 or sum(resample_filter) == 0:
+            raise ValueError("must have an even number of taps that do not cancel")
+        return resample_filter
 
 
 class ExactOptions(_Frozen):
@@ -97,6 +111,11 @@ class Card(_Frozen):
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         if self.default_steps > self.max_steps:
             raise ValueError(f"default_steps {self.default_steps} exceeds max_steps {self.max_steps}")
+        if isinstance(self.architecture, UNetOptions) and self.resolution % 2 ** (
+            len(self.architecture.channel_mult) - 1
+        ):
+            levels = len(self.architecture.channel_mult)
+            raise ValueError(f"resolution {self.resolution} cannot be halved for each of {levels} levels")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must have different names")
         return self

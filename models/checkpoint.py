@@ -48,15 +48,21 @@ def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> Model:
     """The model in a checkpoint file, ready to denoise on a device.
 
+    On a CPU the weights stay mapped to the file: put a new one in its place by renaming, never by writing over it.
+
     Raises CheckpointError naming the file and the tensor that is missing, unexpected, misshapen or not finite.
     """
     card = read_card(path)
-    network = build(card)
+    try:
+        network = build(card)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path}: its architecture cannot be built ({error})") from error
     try:
         tensors = load_file(path, device=str(device))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot read its tensors ({error})") from error
     check_tensors(path, network.state_dict(), tensors)
+    check_examples(path, card, tensors)
     network.load_state_dict(tensors, assign=True)
     network.requires_grad_(False).eval()
     # Convolutions run 1.1x (float32) to 4x (bfloat16) faster in this layout.
@@ -79,3 +85,15 @@ def check_tensors(path: Path, expected: dict[str, Tensor], found: dict[str, Tens
             )
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{path}: tensor {name!r} holds values that are not finite")
+
+
+def check_examples(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless an exact model holds an example of every class, and of no other."""
+    if not isinstance(card.architecture, ExactOptions):
+        return
+    found, expected = set(tensors["data_class"].tolist()), set(range(max(1, len(card.classes))))
+    if found != expected:
+        wrong = sorted(found ^ expected)
+        raise CheckpointError(
+            f"{path}: tensor 'data_class' must hold every class of the card, but differs in {wrong[:10]}"
+        )

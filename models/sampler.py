@@ -3,6 +3,7 @@
 The ODE is dx/dsigma = (x - D_theta(x, sigma)) / sigma for every D of PFGM++ (Xu et al., 2023, section 4).
 """
 
+import math
 from collections.abc import Callable, Generator
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,8 +33,8 @@ def noise_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, 
     """
     if steps < 2:
         raise ValueError(f"steps must be at least 2, not {steps}")
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"noise levels need 0 < sigma_min < sigma_max, not {sigma_min} and {sigma_max}")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"noise levels need 0 < sigma_min < sigma_max < inf, not {sigma_min} and {sigma_max}")
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels: list[float] = ((start + ramp * (end - start)) ** rho).tolist()

@@ -1,0 +1,76 @@
+"""`pfgmpp train` and `pfgmpp judge`, as far as seconds allow."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from models import commands
+from models.card import SHIPPED, read_card
+from models.train import RECIPES
+
+app = typer.Typer()
+app.command()(commands.train)
+app.command()(commands.judge)
+
+
+def plain(output: str) -> str:
+    """An output without colours, frames and white space, which depend on the terminal."""
+    return re.sub(r"\x1b\[[0-9;]*m|[│\s]", "", output)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """The shipped recipe, cut down to a few batches."""
+    text = (RECIPES / "digits.toml").read_text()
+    for old, new in (("300_000", "64"), ("batch = 128", "batch = 8"), ("model_channels = 32", "model_channels = 8")):
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_train_writes_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "model.safetensors"
+    done = CliRunner().invoke(app, ["train", str(recipe), "--D", "inf", "-o", str(output), "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    assert plain(f"wrote {output}") in plain(done.output)
+    assert read_card(output).name == "digits-dinf"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["digits", "--D", "0"], "D must be"),
+        (["digits", "--D", "x"], "D must be"),
+        (["none.toml", "--D", "2"], "none.toml"),
+    ],
+)
+def test_train_says_what_is_wrong(arguments: list[str], reason: str) -> None:
+    done = CliRunner().invoke(app, ["train", *arguments])
+    assert done.exit_code == 2
+    assert plain(reason) in plain(done.output)
+
+
+def test_train_knows_no_other_data(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace('"digits"', '"cats"'))
+    done = CliRunner().invoke(app, ["train", str(recipe), "--D", "2"])
+    assert done.exit_code == 2
+    assert "cats" in plain(done.output)
+
+
+def test_judge_prints_a_row_for_each_model() -> None:
+    files = [str(SHIPPED / f"digits-{D}.safetensors") for D in ("d2048", "d1")]
+    done = CliRunner().invoke(app, ["judge", *files, "--count", "10", "--steps", "2", "--threads", "1"])
+    assert done.exit_code == 0, done.output
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| digits")]
+    assert [row.split("|")[1].strip() for row in rows] == ["digits, D = 1", "digits, D = 2048"]
+
+
+def test_judge_refuses_a_file_that_is_no_model(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["judge", str(tmp_path / "none.safetensors")])
+    assert done.exit_code == 2
+    assert "none.safetensors" in plain(done.output)
