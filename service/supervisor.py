@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,13 +22,14 @@ from service.metrics import MULTIPROCESS_DIR
 from service.queue import Queue
 from service.settings import Settings
 
+EXIT_FAILED = 1
 MISCONFIGURED = 2
 """The exit status of a child that would fail again: nothing is restarted then."""
 
 START_SECONDS = 10.0
 STABLE_SECONDS = 30.0
 LONGEST_BACKOFF_SECONDS = 10.0
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 
 log = get_logger()
 
@@ -77,6 +78,7 @@ class Supervisor:
         self._children: list[Child] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._metrics_dir = settings.data_dir.resolve() / "metrics"
+        self._patience = settings.grace_seconds + 5
         self.queue: Queue | None = None
 
     async def run(self) -> int:
@@ -153,7 +155,19 @@ class Supervisor:
 
     def _keep(self, child: Child, before: Callable[[], Awaitable[None]] | None = None) -> None:
         self._children.append(child)
-        self._keepers.append(asyncio.create_task(self._keep_alive(child, before)))
+        keeper = asyncio.create_task(self._keep_alive(child, before))
+        keeper.add_done_callback(partial(self._on_keeper_end, child))
+        self._keepers.append(keeper)
+
+    def _on_keeper_end(self, child: Child, keeper: asyncio.Task[None]) -> None:
+        """A child that cannot even be started ends the service: better than to limp on without it."""
+        if not keeper.cancelled() and (error := keeper.exception()):
+            log.error("child not started", child=child.name, reason=str(error))
+            self._give_up(EXIT_FAILED)
+
+    def _give_up(self, status: int) -> None:
+        self._status = status
+        self._stopping.set()
 
     async def _keep_alive(self, child: Child, before: Callable[[], Awaitable[None]] | None) -> None:
         """Start a child again whenever it ends, sooner if it ran well, until the service stops."""
@@ -164,17 +178,19 @@ class Supervisor:
             started = time.monotonic()
             process = await child.start()
             log.info("child started", child=child.name, pid=process.pid)
+            if self._stopping.is_set():  # the order to stop came too early to reach it
+                await child.stop(self._patience)
             status = await process.wait()
             mark_process_dead(process.pid, str(self._metrics_dir))  # type: ignore[no-untyped-call]
             if self._stopping.is_set():
                 return
             if status == MISCONFIGURED:
-                self._status = MISCONFIGURED
-                self._stopping.set()
+                self._give_up(MISCONFIGURED)
                 return
             backoff = 0.1 if time.monotonic() - started > STABLE_SECONDS else min(2 * backoff, LONGEST_BACKOFF_SECONDS)
             log.error("child died", child=child.name, status=status, restart_in_seconds=round(backoff, 1))
-            await asyncio.sleep(backoff)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), backoff)
 
     async def _until_ready(self, listener: socket.socket, started: float) -> None:
         """Wait until a request would be served, and say where."""
@@ -195,12 +211,13 @@ class Supervisor:
         """API and workers first, together; Redis last, so that nothing they say is lost."""
         self._stopping.set()
         log.info("stopping")
-        patience = self.settings.grace_seconds + 5
         serving = [child for child in self._children if child.name != "redis"]
-        await asyncio.gather(*(child.stop(patience) for child in serving))
+        await asyncio.gather(*(child.stop(self._patience) for child in serving))
         if self.queue:
             await self.queue.close()
-        await asyncio.gather(*(child.stop(patience) for child in self._children))
+        await asyncio.gather(*(child.stop(self._patience) for child in self._children))
+        if self._keepers:
+            await asyncio.wait(self._keepers, timeout=self._patience)
         for keeper in self._keepers:
             keeper.cancel()
         log.info("stopped")
