@@ -54,23 +54,23 @@ class UNetOptions(_Frozen):
     """The published options of DDPM++ and NCSN++ (Song et al., 2021, as configured in EDM, table 1)."""
 
     network: Literal["unet"] = "unet"
-    model_channels: int = Field(128, ge=4)
+    model_channels: int = Field(128, ge=4, le=4096)
     channel_mult: tuple[int, ...] = (2, 2, 2)
-    num_blocks: int = Field(4, ge=1)
+    num_blocks: int = Field(4, ge=1, le=64)
     attn_resolutions: tuple[int, ...] = (16,)
     dropout: float = Field(0.0, ge=0, lt=1)
     embedding: Literal["positional", "fourier"] = "positional"
     encoder: Literal["standard", "residual"] = "standard"
-    channel_mult_noise: int = Field(1, ge=1)
+    channel_mult_noise: int = Field(1, ge=1, le=16)
     resample_filter: tuple[int, ...] = (1, 1)
-    augment_dim: int = Field(0, ge=0)
+    augment_dim: int = Field(0, ge=0, le=1024)
     sigma_data: float = Field(0.5, gt=0, allow_inf_nan=False)
 
     @field_validator("channel_mult")
     @classmethod
     def _some_levels(cls, mult: tuple[int, ...]) -> tuple[int, ...]:
-        if not mult or min(mult) < 1:
-            raise ValueError("must be one or more numbers >= 1")
+        if not 1 <= len(mult) <= 12 or not 1 <= min(mult) <= max(mult) <= 64:
+            raise ValueError("must be 1 to 12 numbers from 1 to 64")
         return mult
 
     @field_validator("resample_filter")

@@ -28,10 +28,12 @@ def train(
         torch.set_num_threads(threads)
     try:
         dimension, chosen = parse_D(D), read_recipe(recipe)
+        where = torch.device(device)
+        torch.empty(0, device=where)
         if chosen.dataset != "digits":
             raise ValueError(f"dataset {chosen.dataset!r} is not known; this version trains on: digits")
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(str(error).splitlines()[0]) from error
     columns = (
         TextColumn("D = {task.fields[D]}"),
         BarColumn(),
@@ -44,7 +46,7 @@ def train(
             chosen,
             dimension,
             load_digits(),
-            torch.device(device),
+            where,
             lambda at: bar.update(
                 task,
                 completed=at.images,

@@ -1,24 +1,22 @@
 """The HTTP API: where a request enters and a result is fetched. Never imports torch."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request, Response
-from fastapi.responses import FileResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import __version__
 from service.catalogue import OfferedModel
 from service.door import Door
 from service.job import Job, JobView
-from service.picture import png
+from service.picture import png, read_array
 from service.problems import (
     BodyTooLarge,
     Gone,
+    Incomplete,
     InvalidRequest,
     NoResult,
     NoSuchModel,
@@ -29,6 +27,7 @@ from service.problems import (
     NoWorker,
     QueueFull,
     QueueUnavailable,
+    TooSlow,
 )
 from service.sample import SampleRequest
 from service.settings import Settings
@@ -54,7 +53,9 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
     tags=["jobs"],
     summary="Ask for images",
     response_model=JobView,
-    responses=problem_responses(BodyTooLarge, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable),
+    responses=problem_responses(
+        BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable
+    ),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -97,10 +98,7 @@ async def grid(job_id: str, request: Request) -> Response:
     """The grid as PNG; its text chunks hold what it takes to make it again."""
     door = door_of(request)
     finished = await door.finished(job_id)
-    headers = _result_headers(finished, "grid")
-    if request.headers.get("if-none-match") == headers["ETag"]:
-        return Response(status_code=304, headers=headers)
-    return FileResponse(_result(door, job_id, "grid.png"), media_type="image/png", headers=headers)
+    return await _picture(request, finished, "grid", door.store.path(job_id, "grid.png").read_bytes)
 
 
 @router.get(
@@ -114,25 +112,22 @@ async def image(job_id: str, k: str, request: Request) -> Response:
     """Image k, counted from 0, as PNG, enlarged as the job's `scale` says."""
     door = door_of(request)
     finished = await door.finished(job_id)
-    if not (k.isascii() and k.isdecimal() and len(k) < 10 and int(k) < finished.count):
+    if k not in map(str, range(finished.count)):
         raise NotFound(f"job {job_id} has the images 0 to {finished.count - 1}")
-    headers = _result_headers(finished, k)
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    path, scale = door.store.path(job_id, "images.npy"), finished.request["scale"]
+    return await _picture(request, finished, k, lambda: png(read_array(path, is_mapped=True)[int(k)], scale))
+
+
+async def _picture(request: Request, job: Job, name: str, content: Callable[[], bytes]) -> Response:
+    """A picture of a job, or 304 when the client has it; `content` reads or draws it in a thread. Raises Gone."""
+    headers = _result_headers(job, name)
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if known & {headers["ETag"], "*"}:
         return Response(status_code=304, headers=headers)
-    path = _result(door, job_id, "images.npy")
-    content = await asyncio.to_thread(_encode, path, int(k), int(finished.request["scale"]))
-    return Response(content, media_type="image/png", headers=headers)
-
-
-def _result(door: Door, job_id: str, name: str) -> Path:
-    path = door.store.path(job_id, name)
-    if not path.is_file():
-        raise Gone(f"the result of job {job_id} is no longer in the store")
-    return path
-
-
-def _encode(path: Path, k: int, scale: int) -> bytes:
-    return png(np.load(path, mmap_mode="r", allow_pickle=False)[k], scale)
+    try:
+        return Response(await asyncio.to_thread(content), media_type="image/png", headers=headers)
+    except OSError as error:
+        raise Gone(f"the result of job {job.id} is no longer in the store") from error
 
 
 def _result_headers(job: Job, name: str) -> dict[str, str]:

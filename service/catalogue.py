@@ -61,11 +61,12 @@ class Catalogue:
         for worker in self.workers:
             for model in worker.models:
                 facts.setdefault(model.name, model)
-                if model.checkpoint_sha256 == facts[model.name].checkpoint_sha256:
+                if worker.state != "lost" and model.checkpoint_sha256 == facts[model.name].checkpoint_sha256:
                     holders.setdefault(model.name, []).append(worker.name)
         in_order = sorted(facts.values(), key=lambda model: (model.dataset, float(model.D)))
         return {
-            model.name: OfferedModel(**model.model_dump(), loaded_on=tuple(holders[model.name])) for model in in_order
+            model.name: OfferedModel(**model.model_dump(), loaded_on=tuple(holders.get(model.name, ())))
+            for model in in_order
         }
 
     @property

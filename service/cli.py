@@ -1,6 +1,7 @@
 """The command line: `pfgmpp serve | api | worker | sample`, and what other packages add (`train`, `judge`)."""
 
 import asyncio
+import math
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -34,16 +35,14 @@ def serve(
     """Serve on this machine: embedded Redis (unless REDIS_URL is set), API and workers. Ctrl-C stops all."""
     from service.embedded import NoServer
     from service.logs import configure
-    from service.supervisor import Supervisor
+    from service.supervisor import CannotListen, Supervisor
 
     settings = read_settings(host=host, port=port, workers=workers)
     configure("serve", settings.log_format)
     try:
         status = asyncio.run(Supervisor(settings).run())
-    except NoServer as error:
+    except (NoServer, CannotListen) as error:
         give_up(str(error), EXIT_MISCONFIGURED)
-    except OSError as error:
-        give_up(f"cannot listen on {settings.host}:{settings.port}: {error}; choose another --host or --port", 2)
     raise typer.Exit(status)
 
 
@@ -87,7 +86,7 @@ def worker(
     settings = read_settings(metrics_port=metrics_port)
     need_redis(settings)
     try:
-        from service.worker import NoModels, Worker
+        from service.worker import Misconfigured, Worker
     except ModuleNotFoundError as error:
         give_up(f"a worker needs {error.name}: pip install 'pfgmpp-serve[worker]'", EXIT_MISCONFIGURED)
     from service.logs import configure
@@ -99,7 +98,7 @@ def worker(
     try:
         with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
             runner.run(Worker(settings).run())
-    except (NoModels, ValueError, OSError) as error:
+    except Misconfigured as error:
         give_up(str(error), EXIT_MISCONFIGURED)
 
 
@@ -131,7 +130,8 @@ def sample(
     optional = {"steps": steps, "seed": seed, "columns": columns}
     request = {"dataset": dataset, "D": _number(D), "count": count, "scale": scale} | chosen
     request |= {name: value for name, value in optional.items() if value is not None}
-    client = Client(server)
+    if not output.parent.is_dir():
+        give_up(f"{output}: there is no directory {output.parent}", EXIT_FAILED)
     bar = Progress(
         TextColumn("{task.description:<9}"),
         BarColumn(),
@@ -140,6 +140,7 @@ def sample(
         console=Console(stderr=True),
     )
     try:
+        client = Client(server)
         with bar:
             job = client.submit(request)
             task = bar.add_task(job.status, total=job.progress.evaluations_total)
@@ -159,9 +160,12 @@ def sample(
 def _number(D: str) -> float | int | str:
     """D as JSON has it; what is no number is left for the service to refuse."""
     try:
-        return int(D) if D.lstrip("-").isdecimal() else D if D == "inf" else float(D)
+        number = float(D)
     except ValueError:
         return D
+    if not math.isfinite(number):
+        return D
+    return int(number) if number.is_integer() else number
 
 
 def _span(seeds: list[int]) -> str:

@@ -16,11 +16,14 @@ class ClientError(Exception):
 
 
 class Client:
-    """Speaks to one service."""
+    """Speaks to one service. Raises ClientError for a server that is no URL."""
 
     def __init__(self, server: str):
         self.server = server
-        self._http = httpx.Client(base_url=server, timeout=httpx.Timeout(10, read=90))
+        try:
+            self._http = httpx.Client(base_url=server, timeout=httpx.Timeout(10, read=90))
+        except httpx.InvalidURL as error:
+            raise ClientError(f"{server!r} is not a URL ({error})") from error
 
     def submit(self, request: dict[str, Any]) -> JobView:
         """The job that a sample request makes. Raises ClientError."""
@@ -42,8 +45,9 @@ class Client:
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise ClientError(f"cannot reach {self.server} ({error}); is `pfgmpp serve` running?") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            hint = "is `pfgmpp serve` running? --server or PFGMPP_SERVER names another place"
+            raise ClientError(f"cannot reach {self.server} ({error}); {hint}") from error
         if response.is_error:
             raise ClientError(_refusal(response))
         return response

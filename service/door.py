@@ -1,6 +1,7 @@
 """Behind the routes: what becomes of a request, whatever protocol it came by."""
 
 import asyncio
+import re
 import time
 from contextlib import suppress
 
@@ -36,6 +37,9 @@ CATALOGUE_SECONDS = 1.0
 
 NO_WORKER_RETRY_SECONDS = 5.0
 """About as long as a worker takes to start."""
+
+DIMENSION = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
+"""A finite D as it stands in a path."""
 
 UNKNOWN_RATE_RETRY_SECONDS = 10.0
 
@@ -139,10 +143,7 @@ class Door:
     async def model(self, dataset: str, D: str) -> OfferedModel:
         """One model of the catalogue. Raises NoSuchModel."""
         catalogue = await self.catalogue(is_fresh=True)
-        try:
-            model = catalogue.find(dataset, D)
-        except ValueError:
-            model = None
+        model = catalogue.find(dataset, D) if D == "inf" or DIMENSION.fullmatch(D) else None
         if model is None:
             raise NoSuchModel(
                 f"there is no dataset {dataset[:64]!r} with D = {D[:32]}; there is: {catalogue.describe()}"

@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class NoServer(Exception):
-    """There is no Redis to use, or its data are in use."""
+    """There is no Redis to use, or its data directory cannot be had."""
 
 
 def find_server() -> Path:
@@ -46,8 +46,12 @@ def owned(data_dir: Path) -> Iterator[None]:
 
     Raises NoServer when another process holds it.
     """
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (data_dir / "lock").open("w") as lock:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (data_dir / "lock").open("w")
+    except OSError as error:
+        raise NoServer(f"the data directory {data_dir} cannot be used ({error}); set PFGMPP_DATA_DIR") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

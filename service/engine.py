@@ -35,8 +35,11 @@ class Engine:
             if name in self._generators:
                 raise CheckpointError(f"{path}: another file of the store already holds {name}")
             shapes = self._steady_shapes(model, largest_batch)
-        except (CheckpointError, RuntimeError) as error:
+        except CheckpointError as error:
             log.error("checkpoint refused", reason=str(error))
+            return
+        except Exception:
+            log.exception("checkpoint refused", file=path.name)
             return
         self._generators[name] = Generator(model, shapes)
         log.info("checkpoint loaded", model=name, batch_shapes=list(shapes), file=path.name)

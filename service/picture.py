@@ -1,7 +1,9 @@
 """Pictures: uint8 images laid out, enlarged and encoded as PNG. Needs numpy and Pillow, not torch."""
 
+import errno
 from collections.abc import Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,15 @@ def png(pixels: Pixels, scale: int = 1, text: Mapping[str, str] | None = None) -
     encoded = BytesIO()
     picture.save(encoded, "PNG", pnginfo=info, compress_level=6)
     return encoded.getvalue()
+
+
+def read_array(path: Path, is_mapped: bool = False) -> np.ndarray[Any, Any]:
+    """The array in a .npy file, mapped or read. Raises OSError when it is not there or not whole."""
+    try:
+        array: np.ndarray[Any, Any] = np.load(path, "r" if is_mapped else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise OSError(errno.EIO, f"{path.name} is damaged") from error
+    return array
 
 
 def array_bytes(array: np.ndarray[Any, Any]) -> bytes:

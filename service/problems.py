@@ -78,6 +78,14 @@ class NotJson(Problem):
     status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json"
 
 
+class Incomplete(Problem):
+    status, code = HTTPStatus.BAD_REQUEST, "incomplete-body"
+
+
+class TooSlow(Problem):
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "body-timeout"
+
+
 class NotFound(Problem):
     status, code = HTTPStatus.NOT_FOUND, "not-found"
 

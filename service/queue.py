@@ -242,6 +242,12 @@ class Queue:
         await self.redis.delete(f"{self.prefix}worker:{worker}")
         await self.redis.zrem(f"{self.prefix}workers", worker)
 
+    async def forget_workers(self) -> None:
+        """Take all workers off the list: those of a former life of the service."""
+        names: Any = await self.redis.zrange(f"{self.prefix}workers", 0, -1)
+        for name in names:
+            await self.retire(name)
+
     async def mark_lost(self, worker: str) -> None:
         """Note that a worker has died and should be back soon: its models stay on offer while its record lasts."""
         key = f"{self.prefix}worker:{worker}"

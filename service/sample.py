@@ -1,5 +1,6 @@
 """The kind of job called `sample`: images from a model, from the request's check to the grid's last pixel."""
 
+import errno
 import json
 import math
 import secrets
@@ -13,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from service import __version__
 from service.catalogue import OfferedModel
 from service.job import Part
-from service.picture import Pixels, array_bytes, grid, grid_shape, png
+from service.picture import Pixels, array_bytes, grid, grid_shape, png, read_array
 from service.problems import FieldError, refused
 from service.store import LocalStore
 
@@ -262,8 +263,7 @@ class SampleKind:
         outputs = {}
         for path in store.path(job_id, "").glob(_part_name("*", "images")):
             start = int(path.name.split("-")[1])
-            images = np.load(path, allow_pickle=False)
-            labels = np.load(store.path(job_id, _part_name(start, "labels")), allow_pickle=False)
+            images, labels = read_array(path), read_array(store.path(job_id, _part_name(start, "labels")))
             outputs[Part(job_id, start, len(images))] = Images(images, labels.tolist())
         return outputs
 
@@ -273,7 +273,11 @@ class SampleKind:
         """Write the result of a whole job: its images and its grid.
 
         Parts that were computed twice hold the same images, so where they overlap either will do.
+        Raises OSError when parts of it are no longer there.
         """
+        covered = {k for part in outputs for k in range(part.start, part.start + part.length)}
+        if len(covered) < request.count:
+            raise OSError(errno.ENOENT, f"{request.count - len(covered)} of its images are no longer in the store")
         shape = next(iter(outputs.values())).images.shape[1:]
         images = np.zeros((request.count, *shape), dtype=np.uint8)
         labels = [0] * (0 if request.labels is None else request.count)

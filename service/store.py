@@ -20,6 +20,12 @@ class LocalStore:
     def __init__(self, root: Path):
         self.root = root
 
+    def prepare(self) -> None:
+        """Make the root, and see that it can be written. Raises OSError naming it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            raise PermissionError(f"the results directory {self.root} cannot be written")
+
     def path(self, job_id: str, name: str) -> Path:
         """Where a file of a job is, or would be."""
         return self.root / job_id / name

@@ -34,6 +34,10 @@ POLL_SECONDS = 0.1
 log = get_logger()
 
 
+class CannotListen(Exception):
+    """The address of the API cannot be had."""
+
+
 @dataclass
 class Child:
     """A process that is kept alive."""
@@ -82,12 +86,12 @@ class Supervisor:
         self.queue: Queue | None = None
 
     async def run(self) -> int:
-        """Serve until SIGINT or SIGTERM; the exit status.
+        """Serve until SIGINT, SIGTERM or SIGHUP; the exit status.
 
-        Raises NoServer when there is no Redis to be had, OSError when the port is taken.
+        Raises NoServer when there is no Redis to be had, CannotListen when the port is taken.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stopping.set)
         started = time.monotonic()
         with ExitStack() as stack:
@@ -121,6 +125,7 @@ class Supervisor:
                     log_file = self.settings.data_dir / "redis" / "server.log"
                     raise NoServer(f"the embedded Redis does not answer; see {log_file}") from error
                 await asyncio.sleep(POLL_SECONDS)
+        await queue.forget_workers()
         await queue.close()
         return url
 
@@ -142,20 +147,21 @@ class Supervisor:
         for index in range(settings.workers):
             name = f"worker-{index + 1}"
             own = {"PFGMPP_WORKER_NAME": name, "PFGMPP_WORKER_INDEX": str(index)}
-            self._keep(Child(name, [*this, "worker"], common | own), before=partial(self._disown, queue, name))
+            self._keep(Child(name, [*this, "worker"], common | own), partial(self._disown, queue, name))
 
-    async def _disown(self, queue: Queue, worker: str) -> None:
-        """Before a worker's name is used again: what it held before is given back at once."""
+    async def _disown(self, queue: Queue, name: str, pid: int) -> None:
+        """What a worker that died held is given back at once, not only when its leases end."""
+        worker = f"{name}-{pid}"
         try:
             if batches := await queue.disown(worker):
-                log.warning("leases ended", child=worker, batches=batches)
+                log.warning("leases ended", child=name, batches=batches)
             await queue.mark_lost(worker)
         except RedisError as error:
             log.warning("queue unreachable", reason=str(error))
 
-    def _keep(self, child: Child, before: Callable[[], Awaitable[None]] | None = None) -> None:
+    def _keep(self, child: Child, on_death: Callable[[int], Awaitable[None]] | None = None) -> None:
         self._children.append(child)
-        keeper = asyncio.create_task(self._keep_alive(child, before))
+        keeper = asyncio.create_task(self._keep_alive(child, on_death))
         keeper.add_done_callback(partial(self._on_keeper_end, child))
         self._keepers.append(keeper)
 
@@ -169,12 +175,10 @@ class Supervisor:
         self._status = status
         self._stopping.set()
 
-    async def _keep_alive(self, child: Child, before: Callable[[], Awaitable[None]] | None) -> None:
+    async def _keep_alive(self, child: Child, on_death: Callable[[int], Awaitable[None]] | None) -> None:
         """Start a child again whenever it ends, sooner if it ran well, until the service stops."""
         backoff = 0.1
         while not self._stopping.is_set():
-            if before:
-                await before()
             started = time.monotonic()
             process = await child.start()
             log.info("child started", child=child.name, pid=process.pid)
@@ -189,6 +193,8 @@ class Supervisor:
                 return
             backoff = 0.1 if time.monotonic() - started > STABLE_SECONDS else min(2 * backoff, LONGEST_BACKOFF_SECONDS)
             log.error("child died", child=child.name, status=status, restart_in_seconds=round(backoff, 1))
+            if on_death:
+                await on_death(process.pid)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), backoff)
 
@@ -226,7 +232,10 @@ class Supervisor:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there, kept over restarts of the API, so that no connection is refused meanwhile.
 
-    Raises OSError when the address is not this machine's or the port is taken.
+    Raises CannotListen when the address is not this machine's or the port is taken.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=1024)
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from error

@@ -1,5 +1,6 @@
 """HTTP around the routes: problems as documents, bodies with a limit, the duration of every request."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -8,34 +9,51 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
 from service.problems import (
     BodyTooLarge,
+    Incomplete,
     NotJson,
     Problem,
     ProblemDocument,
     QueueUnavailable,
+    TooSlow,
     Unexpected,
     http_problem,
     invalid,
 )
 
 QUEUE_RETRY_SECONDS = 2
+BODY_SECONDS = 30
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 async def read_json_body(request: Request, max_bytes: int) -> bytes:
-    """The body of a JSON request. Raises NotJson or BodyTooLarge, the latter before it is read whole."""
+    """The body of a JSON request, read no further than it may be long.
+
+    Raises NotJson, BodyTooLarge, TooSlow, or Incomplete when the client went away.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise NotJson("the body must be JSON: send it with the header `Content-Type: application/json`")
+    too_large = BodyTooLarge(f"the body is larger than {max_bytes:,} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise BodyTooLarge(f"the body is larger than {max_bytes:,} bytes")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise too_large
+    except TimeoutError as error:
+        raise TooSlow(f"the body did not come within {BODY_SECONDS} seconds") from error
+    except ClientDisconnect as error:
+        raise Incomplete("the connection was closed in the middle of the body") from error
     return bytes(body)
 
 
@@ -84,6 +102,18 @@ def install(app: FastAPI) -> None:
         return answer(request, Unexpected("something went wrong here; it has been logged"))
 
     app.add_middleware(Timed)
+    app.add_middleware(HeadAsGet)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+        await self.app({**scope, "method": "GET"} if is_head else scope, receive, send)
 
 
 class Timed:

@@ -30,7 +30,6 @@ IDLE_SECONDS = 5.0
 """How long an idle worker waits for a token before it looks at the queue all the same."""
 
 SWEEP_SECONDS = 60.0
-LONGEST_REASON = 300
 INSIST_SECONDS = 2.0
 """How long a stopping worker waits, after the grace time, for its threads to let go."""
 
@@ -46,8 +45,8 @@ class Abandoned(Exception):
     """The batch is no longer this worker's: its lease was lost, or the worker must stop at once."""
 
 
-class NoModels(Exception):
-    """No checkpoint could be loaded, so there is nothing to work on."""
+class Misconfigured(Exception):
+    """The worker cannot start, and would not the next time either; the message names the setting."""
 
 
 @dataclass
@@ -64,6 +63,8 @@ class Held:
     renewed: float = field(default_factory=time.monotonic)
     evaluations_done: int = 0
     evaluations_noted: int = 0
+    is_unrenewed: bool = False
+    """Whether the last try to renew its lease failed; said once."""
     is_abandoned: bool = False
     """Set by the event loop, seen by the computing thread at the next evaluation."""
 
@@ -91,7 +92,7 @@ class Worker:
 
     def __init__(self, settings: Settings):
         self.settings = settings
-        self.name = settings.worker_name or f"{socket.gethostname()}-{os.getpid()}"
+        self.name = f"{settings.worker_name or socket.gethostname()}-{os.getpid()}"
         self.queue = Queue.open(settings)
         self.store = LocalStore(settings.results_dir / settings.queue)
         self.in_hand: dict[str, Held] = {}
@@ -105,13 +106,16 @@ class Worker:
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; then finish what is in hand, within the grace time.
 
-        Raises NoModels when no checkpoint loads, CheckpointError when the store is no directory, ValueError for a
-        device this machine does not have.
+        Raises Misconfigured when no checkpoint loads, the model store is no directory, the results directory cannot be
+        written or the device is not there.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        await self._start_up()
+        try:
+            await self._start_up()
+        except (ValueError, OSError) as error:
+            raise Misconfigured(str(error)) from error
         upkeep = [asyncio.create_task(act()) for act in (self._keep_leases, self._show_life, self._sweep_results)]
         working = asyncio.create_task(self._main_loop())
         stopped = asyncio.create_task(self._stopping.wait())
@@ -119,8 +123,10 @@ class Worker:
         self.stop()
         await self._finish(working)
         failures = [task.exception() for task in (working, *upkeep) if task.done()]
-        for task in (*upkeep, working, stopped):
+        tasks = [*upkeep, working, stopped, *([self._delivery] if self._delivery else [])]
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._shut_down()
         for failure in filter(None, failures):
             raise failure
@@ -133,13 +139,14 @@ class Worker:
         started = time.monotonic()
         settings, loop = self.settings, asyncio.get_running_loop()
         use_threads(settings.threads or os.cpu_count() or 1)
+        self.store.prepare()
         device = choose_device(settings.device, settings.worker_index)
         self.engine = await loop.run_in_executor(
             self._computing, Engine, settings.model_store, device, settings.batch_images
         )
         self.facts = self.engine.facts
         if not self.facts:
-            raise NoModels(f"no checkpoint of {settings.model_store or 'the package'} could be loaded")
+            raise ValueError(f"no checkpoint of {settings.model_store or 'the package'} could be loaded")
         self.models = [model.name for model in self.facts]
         about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.models)}
         if settings.metrics_port is not None:
@@ -194,8 +201,9 @@ class Worker:
         except Exception as error:
             log.exception("batch failed", model=batch.model, images=batch.images)
             self._count_evaluations(held, "wasted")
-            detail = f"Sampling failed: {str(error)[:LONGEST_REASON]}"
-            await self._give_up(held, JobError(code="sampling-failed", detail=detail))
+            # Only our own words: those of a library may name files of this machine.
+            reason = str(error) if isinstance(error, FloatingPointError) else type(error).__name__
+            await self._give_up(held, JobError(code="sampling-failed", detail=f"Sampling failed: {reason}"))
         else:
             self._count_evaluations(held, "useful")
             if self._delivery:
@@ -221,9 +229,10 @@ class Worker:
                 await loop.run_in_executor(self._storing, self._write_kept, held, completion.to_write)
                 written |= set(completion.to_write)
                 completion = await self._complete(held, outputs, written)
-        except OSError as error:
-            log.error("result not stored", model=held.batch.model, reason=str(error))
-            await self._give_up(held, JobError(code="store-failed", detail=f"The result could not be stored: {error}"))
+        except Exception as error:
+            log.exception("result not stored", model=held.batch.model, images=held.batch.images)
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            await self._give_up(held, JobError(code="store-failed", detail=f"The result could not be stored: {reason}"))
             return
         self.in_hand.pop(held.batch.id, None)
         if completion.is_stale:
@@ -294,20 +303,22 @@ class Worker:
         try:
             is_ours = await self.queue.renew(held.batch, done)
         except RedisError as error:
-            log.warning("lease not renewed", reason=str(error))
+            if not held.is_unrenewed:
+                log.warning("lease not renewed", reason=str(error))
+            held.is_unrenewed = True
             return
-        held.renewed, held.evaluations_noted = time.monotonic(), done
+        held.renewed, held.evaluations_noted, held.is_unrenewed = time.monotonic(), done, False
         held.is_abandoned = held.is_abandoned or not is_ours
 
     async def _show_life(self) -> None:
-        """Announce the worker with every heartbeat, until cancelled."""
-        while True:
+        """Announce the worker with every heartbeat, until it is to stop."""
+        while not self._stopping.is_set():
             try:
                 await self.queue.announce(self._state())
                 metrics.observe_memory(self.engine.device_bytes)
             except RedisError as error:
                 log.warning("heartbeat not sent", reason=str(error))
-            await asyncio.sleep(self.settings.heartbeat_seconds)
+            await self._pause(self.settings.heartbeat_seconds)
 
     def _state(self) -> WorkerState:
         return WorkerState(

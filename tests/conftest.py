@@ -44,7 +44,6 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         results_dir=tmp_path / "results",
         worker_name="worker-1",
         threads=1,
-        heartbeat_seconds=0.2,
         progress_seconds=0.02,
         reap_seconds=0.05,
         batch_images=8,

@@ -1,5 +1,6 @@
 """The HTTP contract, on a real Redis: what is accepted, and how everything else is refused."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -261,7 +262,7 @@ async def test_models_are_listed_and_found(client: httpx.AsyncClient) -> None:
     assert [(model["dataset"], model["D"]) for model in listed] == [("digits", 2048), ("digits", "inf"), ("faces", 128)]
     assert (await client.get("/v1/models/digits/2048")).json() == listed[0]
     assert (await client.get("/v1/models/digits/inf")).json()["loaded_on"] == ["worker-1"]
-    for path in ("digits/7", "digits/x", "cats/2048", "digits/-1", "digits/nan"):
+    for path in ("digits/7", "digits/x", "cats/2048", "digits/-1", "digits/nan", "digits/2_048", "digits/1e999"):
         assert "digits with D" in problem(await client.get(f"/v1/models/{path}"), 404, "unknown-model").detail
 
 
@@ -302,6 +303,17 @@ async def test_what_is_no_route_is_a_problem_too(
     response = await client.request(method, path)
     assert response.status_code == status
     assert ProblemDocument.model_validate(response.json()).status == status
+
+
+async def test_head_is_answered_like_get(client: httpx.AsyncClient) -> None:
+    for path in ("/livez", "/v1/models", "/nowhere"):
+        assert (await client.head(path)).status_code == (await client.get(path)).status_code
+
+
+@pytest.mark.usefixtures("offered")
+async def test_hundreds_of_submissions_at_once_wait_their_turn(client: httpx.AsyncClient) -> None:
+    responses = await asyncio.gather(*(client.post("/v1/samples", json=GOOD) for _ in range(300)))
+    assert {response.status_code for response in responses} == {202}
 
 
 @pytest.mark.usefixtures("offered")

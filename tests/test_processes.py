@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,12 +46,26 @@ def test_a_request_becomes_a_picture(service: Service) -> None:
     with Image.open(BytesIO(response.content)) as grid:
         assert grid.size == ((4 * 9 + 1) * 2, (3 * 9 + 1) * 2)
         assert grid.info["seeds"] == str(done["seeds"])
-    again = service.client.get(done["links"]["grid"], headers={"If-None-Match": response.headers["etag"]})
-    assert (again.status_code, again.content) == (304, b"")
+    tag = response.headers["etag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = service.client.get(done["links"]["grid"], headers={"If-None-Match": known})
+        assert (again.status_code, again.content) == (304, b"")
     with Image.open(BytesIO(service.client.get(f"/v1/jobs/{job['id']}/images/11.png").content)) as image:
         assert image.size == (16, 16)
-    for k in ("12", "-1", "x", "9" * 5000):
+    for k in ("12", "-1", "x", "00", "9" * 5000):
         assert service.client.get(f"/v1/jobs/{job['id']}/images/{k}.png").status_code == 404
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error(service: Service) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                b"POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n{"
+            )
+    until(lambda: 'code="400"' in service.client.get("/metrics").text)
+    assert 'code="500"' not in service.client.get("/metrics").text
+    assert "Traceback" not in service.log.read_text()
 
 
 def test_the_same_request_gives_the_same_bytes(service: Service) -> None:
@@ -101,7 +116,15 @@ def test_the_client_draws_a_grid(service: Service, tmp_path: Path) -> None:
     assert "unknown-model" in refused.stderr
     assert "D = 1, 128, 2048, inf" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert pfgmpp(*asked, "--D", "128", "--label", "ten").returncode == 1
+    for wrong in (
+        ["--D", "128", "--label", "ten"],
+        ["--D", "nan"],
+        ["--D", "1e999"],
+        ["--D", "1", "--server", "http://[::1"],
+    ):
+        mistake = pfgmpp(*asked, *wrong)
+        assert mistake.returncode == 1
+        assert "Traceback" not in mistake.stderr
 
 
 def test_the_client_says_when_nobody_is_there(tmp_path: Path) -> None:
@@ -166,6 +189,13 @@ def test_a_killed_redis_comes_back_with_its_jobs() -> None:
         assert {service.ended(each["id"])["status"] for each in waiting} == {"succeeded"}
 
 
+def test_a_closed_terminal_stops_everything_cleanly() -> None:
+    with running() as service:
+        pids = [service.pid(child) for child in ("redis", "api", "worker-1")]
+        assert service.stop(signal.SIGHUP) == 0
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
 def test_a_second_service_in_the_same_place_is_refused(service: Service) -> None:
     port = service.url.rsplit(":", 1)[1]
     same_data = pfgmpp("serve", "--port", "0", PFGMPP_DATA_DIR=str(service.folder / "data"))
@@ -174,7 +204,10 @@ def test_a_second_service_in_the_same_place_is_refused(service: Service) -> None
     same_port = pfgmpp("serve", "--port", port, PFGMPP_DATA_DIR=str(service.folder / "other"))
     assert same_port.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in same_port.stderr
-    assert "Traceback" not in same_data.stderr + same_port.stderr
+    no_folder = pfgmpp("serve", "--port", "0", PFGMPP_DATA_DIR=str(service.log))
+    assert no_folder.returncode == 2
+    assert "PFGMPP_DATA_DIR" in no_folder.stderr
+    assert "Traceback" not in same_data.stderr + same_port.stderr + no_folder.stderr
 
 
 def test_ctrl_c_stops_everything_and_jobs_outlive_a_restart() -> None:

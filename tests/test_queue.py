@@ -208,6 +208,19 @@ async def test_a_job_that_loses_every_worker_fails_and_its_batch_mate_does_not(q
     await audit(queue)
 
 
+async def test_one_accident_is_one_attempt_however_many_batches_it_took(queue: Queue) -> None:
+    job_id = await submit(queue, 24)
+    for worker in ("worker-1", "worker-2", "worker-3"):
+        await claim(queue, worker=worker)
+    for worker in ("worker-1", "worker-2", "worker-3"):
+        assert await lose(queue, worker) == [(job_id, False)]
+    assert (await job_of(queue, job_id)).attempts == 2
+    assert (await claim(queue)).images == 8
+    await lose(queue)
+    assert (await job_of(queue, job_id)).attempts == 3
+    await audit(queue)
+
+
 async def test_images_of_a_failed_job_that_come_later_change_nothing(queue: Queue, settings: Settings) -> None:
     strict = Queue(queue.redis, queue.blocking, settings.model_copy(update={"max_attempts": 1}))
     job_id = await submit(strict, 12)
@@ -298,7 +311,10 @@ async def test_census_counts_what_waits(queue: Queue) -> None:
     assert census.evaluations == 6 * 35
 
 
-async def test_workers_are_offered_while_they_live(queue: Queue) -> None:
+async def test_workers_are_offered_while_they_live(queue: Queue, settings: Settings) -> None:
+    hasty = Queue(queue.redis, queue.blocking, settings.model_copy(update={"heartbeat_seconds": 0.05}))
+    await hasty.announce(worker_state())
+    await eventually(lambda: _nobody_left(queue))
     await queue.announce(worker_state(facts(D=128), facts(D="inf")))
     await queue.announce(worker_state(facts(D="inf"), name="worker-2"))
     catalogue = await queue.catalogue()
@@ -312,7 +328,8 @@ async def test_workers_are_offered_while_they_live(queue: Queue) -> None:
     assert list(after.models) == ["digits-dinf"]
     assert not after.is_warm
     assert after.remembers("digits", 128)
-    await eventually(lambda: _nobody_left(queue))
+    await queue.forget_workers()
+    assert await _nobody_left(queue)
 
 
 async def _nobody_left(queue: Queue) -> bool:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import math
+import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,17 +14,17 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.card import CheckpointError
 from service import metrics
 from service.catalogue import Catalogue
+from service.engine import Engine, choose_device
 from service.events import Events
 from service.job import Job
 from service.kinds import KINDS
-from service.queue import Census, Queue, new_id
+from service.queue import Census, Queue, Report, new_id
 from service.sample import EVALUATIONS, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
-from service.worker import NoModels, Worker
+from service.worker import Misconfigured, Worker
 from tests.helpers import eventually
 from tests.stores import exact_checkpoint
 
@@ -35,7 +37,7 @@ Submit = Callable[..., Awaitable[str]]
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     for D in (2.0, 128.0, math.inf):
         exact_checkpoint(tmp_path / "store", D)
-    return settings.model_copy(update={"model_store": tmp_path / "store"})
+    return settings.model_copy(update={"model_store": tmp_path / "store", "heartbeat_seconds": 0.5})
 
 
 @asynccontextmanager
@@ -219,12 +221,15 @@ async def test_a_bad_checkpoint_is_refused_and_the_others_are_served(
 
 async def test_without_any_model_the_worker_does_not_start(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NoModels, match="empty"):
+    with pytest.raises(Misconfigured, match="empty"):
         await Worker(settings.model_copy(update={"model_store": tmp_path / "empty"})).run()
-    with pytest.raises(CheckpointError, match="not a directory"):
+    with pytest.raises(Misconfigured, match="not a directory"):
         await Worker(settings.model_copy(update={"model_store": tmp_path / "nowhere"})).run()
-    with pytest.raises(ValueError, match="abacus"):
+    with pytest.raises(Misconfigured, match="abacus"):
         await Worker(settings.model_copy(update={"device": "abacus"})).run()
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(Misconfigured, match="file"):
+        await Worker(settings.model_copy(update={"results_dir": tmp_path / "file"})).run()
 
 
 async def test_a_batch_that_cannot_be_sampled_fails_with_the_reason(
@@ -247,10 +252,38 @@ async def test_a_batch_that_cannot_be_sampled_fails_with_the_reason(
 
 
 async def test_a_result_that_cannot_be_stored_fails_the_job(settings: Settings, queue: Queue, submit: Submit) -> None:
-    settings.results_dir.parent.mkdir(exist_ok=True)
-    settings.results_dir.write_text("a file where the folder should be")
     async with working(settings):
+        shutil.rmtree(settings.results_dir)
+        settings.results_dir.write_text("a file where the folder should be")
         job = await ended(queue, await submit())
+        settings.results_dir.unlink()
+        assert (await ended(queue, await submit())).status == "succeeded", "the worker goes on"
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "store-failed")
+    assert str(settings.results_dir) not in job.error.detail
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut off"])
+async def test_a_job_whose_parts_are_damaged_fails_and_never_shows_blanks(
+    settings: Settings, queue: Queue, submit: Submit, damage: str
+) -> None:
+    store = LocalStore(settings.results_dir / settings.queue)
+    async with working(settings):
+        catalogue = await queue.catalogue()
+    job_id = await submit(catalogue, count=12)
+    first = await queue.claim(new_id(), "other", 8, ["points-d128"])
+    assert first is not None
+    kind, requests = KINDS["sample"], {job_id: KINDS["sample"].parse(first.requests[job_id])}
+    engine = Engine(settings.model_store, choose_device("cpu"), 8)
+    [output] = kind.run(engine, first.parts, requests, lambda: None)
+    kind.keep(store, first.parts[0], output)
+    labels = {f"{job_id}:0": json.dumps(output.labels)}
+    await queue.complete(first, Report(timings={}, images=8, checkpoint="f" * 64, labels=labels, written={}))
+    part = store.path(job_id, "part-0-images.npy")
+    part.unlink() if damage == "lost" else part.write_bytes(part.read_bytes()[:90])
+    async with working(settings):
+        job = await ended(queue, job_id)
+        assert (await ended(queue, await submit())).status == "succeeded", "the worker goes on"
     assert job.error is not None
     assert (job.status, job.error.code) == ("failed", "store-failed")
 
@@ -294,7 +327,7 @@ async def test_a_worker_that_lost_its_lease_drops_the_batch(settings: Settings, 
 
 
 async def _lost(queue: Queue) -> bool:
-    await queue.disown("worker-1")
+    await queue.disown(f"worker-1-{os.getpid()}")
     return bool(await queue.reap())
 
 

@@ -54,6 +54,6 @@ end
 redis.call('HINCRBY', P .. 'lane-images', lane, -claimed)
 index_lane(lane)
 local text = table.concat(taken, ';')
-redis.call('HSET', P .. 'batch:' .. batch, 'worker', ARGV[2], 'lane', lane, 'parts', text)
+redis.call('HSET', P .. 'batch:' .. batch, 'worker', ARGV[2], 'lane', lane, 'parts', text, 'claimed_ms', t)
 redis.call('ZADD', P .. 'leases', t + ARGV[4], batch)
 return answer(lane, text)
