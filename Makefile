@@ -31,11 +31,13 @@ bench: .venv/test.done
 	$(PYTHON) -m venv .venv
 
 .venv/serve.done: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable '.[worker,embedded,train]'
+	@echo 'Installing the service and its pinned packages into .venv: some minutes, once.'
+	@$(PIP) --editable '.[worker,embedded,train]'
 	@touch $@
 
 .venv/test.done: .venv/serve.done
-	$(PIP) --editable '.[worker,embedded,train,dev]'
+	@echo 'Installing what the tests need as well.'
+	@$(PIP) --editable '.[worker,embedded,train,dev]'
 	@touch $@
 
 clean:

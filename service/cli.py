@@ -66,6 +66,7 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=2,
     )
     sockets = None if fd is None else [socket.socket(fileno=fd)]
