@@ -9,7 +9,7 @@ for _, model in ipairs(ARGV) do
     lanes[#lanes + 1] = redis.call('ZCARD', P .. 'lane:' .. lane)
     lanes[#lanes + 1] = tonumber(redis.call('HGET', P .. 'lane-images', lane) or '0')
     lanes[#lanes + 1] = tonumber(redis.call('HGET', P .. 'job:' .. head[1], 'evaluations'))
-    lanes[#lanes + 1] = math.max(0, t - head[2])
+    lanes[#lanes + 1] = math.max(0, t - math.floor(head[2] / 1000))
   end
   running[#running + 1] = model
   running[#running + 1] = tonumber(redis.call('HGET', P .. 'load', 'running:' .. model) or '0')

@@ -1,6 +1,6 @@
 -- Put before every script. KEYS[1] is the prefix `pfgmpp:{queue}:`; every key of the queue:
 --   job:<id>        hash    one job; expires a retention time after its end
---   lane:<lane>     zset    jobs with unclaimed images -> when they were submitted [ms]; lane = model|kind|...
+--   lane:<lane>     zset    jobs with unclaimed images -> when they were submitted [us]; lane = model|kind|...
 --   lanes:<model>   zset    lanes of a model that hold such jobs -> score of the head
 --   lane-images     hash    lane -> unclaimed images
 --   batch:<id>      hash    what a worker has claimed; its id fences every answer; gone 5 min after its end
@@ -13,9 +13,13 @@
 --   events          pub/sub "<job> <status>" at each change, "<job> progress" in between
 local P = KEYS[1]
 
-local function now()
+local function now_us()
   local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+  return t[1] * 1000000 + t[2]
+end
+
+local function now()
+  return math.floor(now_us() / 1000)
 end
 
 local function model_of(lane)

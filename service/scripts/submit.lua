@@ -6,12 +6,13 @@ local key = P .. 'job:' .. id
 if redis.call('EXISTS', key) == 1 then return record(id) end
 local load = tonumber(redis.call('HGET', P .. 'load', 'evaluations') or '0')
 if load + count * evaluations > tonumber(ARGV[7]) then return {} end
-local t = now()
+-- In microseconds, so that jobs of one millisecond keep their order.
+local score = now_us()
 redis.call('HSET', key, 'kind', ARGV[2], 'lane', lane, 'status', 'queued', 'request', ARGV[6],
   'count', count, 'evaluations', evaluations, 'queued', '0:' .. count, 'done', 0, 'attempts', 1,
-  'score', t, 'submitted_ms', t)
+  'score', score, 'submitted_ms', math.floor(score / 1000))
 redis.call('HINCRBY', P .. 'load', 'evaluations', count * evaluations)
-redis.call('ZADD', P .. 'lane:' .. lane, t, id)
+redis.call('ZADD', P .. 'lane:' .. lane, score, id)
 redis.call('HINCRBY', P .. 'lane-images', lane, count)
 index_lane(lane)
 wake(model_of(lane))
