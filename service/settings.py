@@ -31,7 +31,9 @@ class Settings(BaseSettings):
     )
     worker_index: int = Field(0, ge=0, description="Which CUDA device `auto` takes, counted round.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
-    threads: int | None = Field(None, ge=1, description="CPU threads of a worker; its share of the cores by default.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of a worker; by default its share of the cores but one."
+    )
     batch_images: int = Field(64, ge=1, le=4096, description="Most images in one batch.")
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port of a worker's own /metrics; 9100 when started by `pfgmpp worker`."

@@ -138,7 +138,7 @@ class Worker:
     async def _start_up(self) -> None:
         started = time.monotonic()
         settings, loop = self.settings, asyncio.get_running_loop()
-        use_threads(settings.threads or os.cpu_count() or 1)
+        use_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.store.prepare()
         device = choose_device(settings.device, settings.worker_index)
         self.engine = await loop.run_in_executor(
