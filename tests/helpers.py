@@ -16,7 +16,6 @@ LANE = "digits-d2048|sample|18|heun"
 def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
     """What the condition returns as soon as that is true; errors count as not yet."""
     deadline = time.monotonic() + seconds
-    pause = time.sleep
     while True:
         failure: Exception | None = None
         try:
@@ -26,7 +25,7 @@ def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) 
             failure = error
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {condition}") from failure
-        pause(0.01)
+        time.sleep(0.01)
 
 
 async def eventually(condition: Callable[[], Awaitable[T | None]], seconds: float = PATIENCE_SECONDS) -> T:
