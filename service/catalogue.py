@@ -1,12 +1,9 @@
 """What can be sampled: the models that live workers announce."""
 
-import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-DimensionValue = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["inf"]
 
 
 class ModelFacts(BaseModel):
@@ -93,8 +90,3 @@ class Catalogue:
         for model in self.models.values():
             dimensions.setdefault(model.dataset, []).append(str(model.D))
         return "; ".join(f"{dataset} with D = {', '.join(ds)}" for dataset, ds in dimensions.items()) or "no models"
-
-
-def models_to_json(models: Iterable[ModelFacts]) -> str:
-    """Models as one JSON text, to be kept in Redis."""
-    return json.dumps([model.model_dump(mode="json") for model in models])
