@@ -4,7 +4,7 @@ The last bits of a float32 network depend on the shape of its batch, for the lib
 every batch is cut into shapes that `steady_shapes` has seen to give the same bits, and the last is filled up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,47 @@ from torch import Tensor
 
 from models.checkpoint import Model
 from models.kernel import prior
-from models.sampler import heun, noise_levels, solve
+from models.sampler import SOLVERS, Query, Solver, noise_levels
 from models.seeds import drawn_label
 
 REFERENCE_SHAPE = 8
 """The smallest batch; its bits are the ones promised for a seed."""
 
 UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+class Walk:
+    """Images that walk through the same noise levels side by side, asking for one estimate after the other."""
+
+    def __init__(self, solver: Solver, labels: list[int], one_hot: Tensor | None, name: str):
+        self.labels = labels
+        self.one_hot = one_hot
+        self._solver = solver
+        self._name = name
+        self._end: Tensor | None = None
+        self.query: Query = next(solver)
+
+    @property
+    def is_finished(self) -> bool:
+        return self._end is not None
+
+    def advance(self, denoised: Tensor) -> None:
+        """Take the estimate [n, C, H, W] that was asked for, in float64, as far as the next query or the end."""
+        try:
+            self.query = self._solver.send(denoised)
+        except StopIteration as end:
+            self._end = end.value
+
+    def images(self) -> UInt8Array:
+        """The finished images, uint8 [n, H, W, C].
+
+        Raises FloatingPointError when an image came out with values that are not finite, ValueError before the end.
+        """
+        if self._end is None:
+            raise ValueError("the walk has not come to its end")
+        if not self._end.isfinite().all():
+            raise FloatingPointError(f"{self._name} gave values that are not finite")
+        return to_uint8(self._end)
 
 
 @dataclass(frozen=True)
@@ -29,35 +63,48 @@ class Generator:
     model: Model
     shapes: tuple[int, ...]
 
-    @torch.inference_mode()
-    def images(
-        self,
-        seeds: Sequence[int],
-        labels: Sequence[int],
-        steps: int,
-        on_evaluation: Callable[[], object] = lambda: None,
-    ) -> UInt8Array:
-        """One uint8 image [B, H, W, C] per seed; `labels` is empty for a model without classes.
+    @property
+    def width(self) -> int:
+        """The most images of a network call."""
+        return max(self.shapes)
 
-        Calls on_evaluation after every network evaluation of the batch; what that raises ends the sampling.
+    def walk(self, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str = "heun") -> Walk:
+        """The walk of one image per seed, from the prior on; labels of None are drawn from the seed."""
+        card, device = self.model.card, self.model.device
+        chosen = chosen_labels(seeds, labels, len(card.classes))
+        draws = np.stack([prior(seed, card.shape, card.D, card.sigma_max) for seed in seeds])
+        x = torch.from_numpy(draws).to(device).contiguous(memory_format=torch.channels_last)
+        one_hot = torch.eye(len(card.classes), device=device)[chosen] if card.classes else None
+        sigmas = noise_levels(steps, card.sigma_min, card.sigma_max)
+        return Walk(SOLVERS[solver](x, sigmas), chosen, one_hot, card.name)
+
+    @torch.inference_mode()
+    def evaluate(self, walks: Sequence[Walk]) -> None:
+        """Take walks of any position and number of steps one evaluation further, together."""
+        x = torch.cat([walk.query.x for walk in walks])
+        levels = [walk.query.sigma for walk in walks for _ in walk.query.x]
+        sigma = torch.tensor(levels, dtype=torch.float64, device=x.device)
+        labels = [walk.one_hot for walk in walks if walk.one_hot is not None]
+        denoised = self.denoise(x, sigma, torch.cat(labels) if labels else None).to(torch.float64)
+        for walk, own in zip(walks, denoised.split([len(walk.query.x) for walk in walks]), strict=True):  # type: ignore[no-untyped-call]
+            walk.advance(own)
+
+    def images(self, seeds: Sequence[int], labels: Sequence[int | None], steps: int) -> UInt8Array:
+        """One uint8 image [B, H, W, C] per seed; labels of None are drawn from the seed.
+
         Raises FloatingPointError when an image comes out with values that are not finite.
         """
-        card, device = self.model.card, self.model.device
-        pieces = cut(len(seeds), self.shapes)
-        draws = np.stack([prior(seed, card.shape, card.D, card.sigma_max) for seed in seeds])
-        x = filled(torch.from_numpy(draws).to(device), sum(pieces)).contiguous(memory_format=torch.channels_last)
-        one_hot = filled(torch.eye(len(card.classes), device=device)[list(labels)], len(x)) if card.classes else None
-        sigmas = noise_levels(steps, card.sigma_min, card.sigma_max)
-        x = solve(heun(x, sigmas), lambda x, sigma: self._run(pieces, x, sigma, one_hot), on_evaluation)[: len(seeds)]
-        if not x.isfinite().all():
-            raise FloatingPointError(f"{card.name} gave values that are not finite")
-        return to_uint8(x)
+        walk = self.walk(seeds, labels, steps)
+        while not walk.is_finished:
+            self.evaluate([walk])
+        return walk.images()
 
     def denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The denoised estimates [B, C, H, W] for any B, the same bits for an image in any company."""
         pieces = cut(len(x), self.shapes)
+        x = filled(x, sum(pieces)).contiguous(memory_format=torch.channels_last)
         own = None if labels is None else filled(labels, sum(pieces))
-        return self._run(pieces, filled(x, sum(pieces)), filled(sigma, sum(pieces)), own)[: len(x)]
+        return self._run(pieces, x, filled(sigma, sum(pieces)), own)[: len(sigma)]
 
     def _run(self, pieces: list[int], x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """The network's answer to a batch that its pieces fill, piece by piece."""

@@ -11,9 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x [B, C, H, W], sigma [B]) -> the denoised estimate [B, C, H, W]."""
-
 
 class Query(NamedTuple):
     """What a solver wants to know next: the denoised estimate at (x, sigma)."""
@@ -57,14 +54,5 @@ def heun(x: Tensor, sigmas: list[float]) -> Solver:
     return x
 
 
-def solve(solver: Solver, denoiser: Denoiser, on_evaluation: Callable[[], object] = lambda: None) -> Tensor:
-    """What a solver returns, its queries answered by a denoiser; calls on_evaluation after each one."""
-    query = next(solver)
-    while True:
-        sigma = torch.full(query.x.shape[:1], query.sigma, dtype=torch.float64, device=query.x.device)
-        denoised = denoiser(query.x, sigma).to(torch.float64)
-        on_evaluation()
-        try:
-            query = solver.send(denoised)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+SOLVERS: dict[str, Callable[[Tensor, list[float]], Solver]] = {"heun": heun}
+"""Solvers by the names that requests use: (x, falling noise levels) -> its queries, and the image."""

@@ -71,7 +71,8 @@ class Door:
     async def _submit(self, body: bytes) -> Job:
         request = parse(body)
         model = await self._model_for(request)
-        resolved = resolve(request, model, self.settings.max_count, self.settings.max_pixels)
+        settings = self.settings
+        resolved = resolve(request, model, settings.precision, settings.max_count, settings.max_pixels)
         kind, job_id = KINDS["sample"], new_id()
         evaluations = kind.evaluations(resolved)
         text = resolved.model_dump_json()

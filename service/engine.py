@@ -1,16 +1,19 @@
 """The bridge to `models`: the only module of the service that knows them, and torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
+import models.generate
 from models.card import SHIPPED, CheckpointError, checkpoint_files, format_D
 from models.checkpoint import Model, load
-from models.generate import Generator, chosen_labels, cut, steady_shapes
+from models.generate import Generator, cut, steady_shapes
 from service.catalogue import ModelFacts
 from service.logs import get_logger
-from service.picture import Pixels
+from service.policy import Flight
+from service.sample import Walk
 
 SOLVERS = ("heun",)
 
@@ -60,22 +63,29 @@ class Engine:
         """The SHA-256 of the checkpoint that serves a model."""
         return self._generators[model].model.sha256
 
-    def evaluated(self, model: str, images: int) -> int:
-        """How many images the network sees when it is asked for so many: those and what fills the batch up."""
-        return sum(cut(images, self._generators[model].shapes))
+    @property
+    def capacity(self) -> int:
+        """The images that are worth having in hand: those of the widest network call."""
+        return max(generator.width for generator in self._generators.values())
 
-    def sample(
-        self,
-        model: str,
-        seeds: Sequence[int],
-        labels: Sequence[int | None],
-        steps: int,
-        on_evaluation: Callable[[], object],
-    ) -> tuple[Pixels, list[int]]:
-        """Images [n, H, W, C] of the seeds, and their classes (empty for a model without)."""
-        generator = self._generators[model]
-        chosen = chosen_labels(seeds, labels, len(generator.model.card.classes))
-        return generator.images(seeds, chosen, steps, on_evaluation), chosen
+    def width(self, flight: Flight) -> int:
+        """The most images of a network call; more would bring nothing but delay."""
+        return self._generator(flight).width
+
+    def evaluated(self, flight: Flight, images: int) -> int:
+        """How many images the network sees when it is asked for so many: those and what fills the batch up."""
+        return sum(cut(images, self._generator(flight).shapes))
+
+    def walk(self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str) -> Walk:
+        """The walk of one image per seed; labels of None are drawn from the seed."""
+        return self._generator(flight).walk(seeds, labels, steps, solver)
+
+    def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
+        """Take walks of one flight, made by this engine, an evaluation further in one network call."""
+        self._generator(flight).evaluate(cast("Sequence[models.generate.Walk]", walks))
+
+    def _generator(self, flight: Flight) -> Generator:
+        return self._generators[flight.model]
 
     @property
     def torch_version(self) -> str:

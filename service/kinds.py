@@ -1,10 +1,11 @@
 """Kinds of jobs: what the queue and the worker ask of each. `sample` is the first."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from service.job import Part
-from service.sample import SampleKind, Sampler
+from service.policy import Flight
+from service.sample import SampleKind, Sampler, Walk
 from service.store import LocalStore
 
 
@@ -20,7 +21,7 @@ Output = TypeVar("Output")
 
 
 class Kind(Protocol[R, Output]):
-    """One kind of job: its cost, its batch key, how it is run and how its result is written."""
+    """One kind of job: its cost, its lane, how its images come about and how its result is written."""
 
     name: str
 
@@ -31,12 +32,16 @@ class Kind(Protocol[R, Output]):
         """The cost of each image, in network evaluations."""
 
     def lane(self, request: R) -> str:
-        """What may share a batch: `model|kind|...`."""
+        """Jobs of equal cost: `model|kind|...`."""
 
-    def run(
-        self, engine: Sampler, parts: Sequence[Part], requests: Mapping[str, R], on_evaluation: Callable[[], object]
-    ) -> list[Output]:
-        """Compute the parts of one lane as one batch; on_evaluation may raise to stop it."""
+    def flight(self, request: R) -> Flight:
+        """What may share a network call."""
+
+    def walk(self, engine: Sampler, request: R, start: int, length: int) -> Walk:
+        """The way of images start..start+length-1 of a request."""
+
+    def output(self, walks: Sequence[Walk]) -> Output:
+        """What finished walks, one after the other, have made. Raises FloatingPointError when it is no use."""
 
     def labels(self, output: Output) -> list[int]:
         """The classes of the images of a part; empty for a model without."""

@@ -87,6 +87,13 @@ def count_given_back(job: GivenBack) -> None:
         log.warning("job requeued", job=job.job_id, model=job.model)
 
 
+def observe_evaluation(model: str, seconds: float, padding: int) -> None:
+    """Record one network call, and how many of its images only filled it up."""
+    network_evaluation_seconds.labels(model).observe(seconds)
+    if padding:
+        network_evaluations.labels(model, "padding").inc(padding)
+
+
 def observe_memory(device_bytes: int | None) -> None:
     """Record what memory this worker holds now."""
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -4,6 +4,7 @@ A job is `count` images of one lane; a claim takes images of one lane across job
 every answer. So a job is computed at least once and ended exactly once.
 """
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ from redis.asyncio import Redis
 
 from service.catalogue import Catalogue, ModelFacts, WorkerState
 from service.job import Job, JobError, Part
+from service.policy import Appetite
 from service.redis_client import connect, connect_blocking
 from service.settings import Settings
 
@@ -32,6 +34,10 @@ class Batch:
     lane: str
     parts: tuple[Part, ...]
     requests: Mapping[str, str]
+    submitted: Mapping[str, float]
+    """When its jobs were submitted, in seconds, by id."""
+    is_alone: bool = False
+    """Whether its job has brought a worker down before, and must not share one with others."""
 
     @property
     def images(self) -> int:
@@ -42,14 +48,32 @@ class Batch:
         return self.lane.split("|")[0]
 
 
-class Report(BaseModel):
-    """What a worker says of a batch it has computed."""
+class EmptyHandsNeeded(Exception):
+    """The next job must run alone, and the worker has others in hand."""
+
+
+class JobReport(BaseModel):
+    """What a worker says of what it computed of one job."""
 
     timings: dict[str, float]
     images: int
+    labels: dict[int, str]
+    is_written: bool
+
+
+class Report(BaseModel):
+    """What a worker says of jobs of a batch that it has computed, by id."""
+
     checkpoint: str
-    labels: dict[str, str]
-    written: dict[str, bool]
+    jobs: dict[str, JobReport]
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """The answer to `renew`: batches that are no longer the worker's, and jobs that are no longer open."""
+
+    lost: tuple[str, ...]
+    closed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -138,34 +162,58 @@ class Queue:
     def _retention_ms(self) -> int:
         return int(self.settings.retention_seconds * 1000)
 
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.settings.lease_seconds * 1000)
+
     async def ping(self) -> None:
         await self.redis.ping()
 
     async def submit(self, job_id: str, kind: str, lane: str, count: int, evaluations: int, request: str) -> Job | None:
         """Queue a job of `count` images; None when the queue is full. Repeating it with the same id is harmless."""
-        limit = self.settings.max_queued_evaluations
-        return _job(job_id, await self._run("submit", job_id, kind, lane, count, evaluations, request, limit))
+        limit, patience_us = self.settings.max_queued_evaluations, int(self.settings.patience_seconds * 1e6)
+        answer = await self._run("submit", job_id, kind, lane, count, evaluations, request, limit, patience_us)
+        return _job(job_id, answer)
 
     async def read(self, job_id: str) -> Job | None:
         """The job, or None when there is none, or no longer."""
         return _job(job_id, await self._run("read", job_id))
 
-    async def claim(self, batch_id: str, worker: str, room: int, models: Sequence[str]) -> Batch | None:
-        """Up to `room` images of the lane that has waited longest, under a lease; None when nothing waits."""
-        lease_ms = int(self.settings.lease_seconds * 1000)
-        answer = await self._run("claim", batch_id, worker, room, lease_ms, *models)
+    async def claim(
+        self, batch_id: str, worker: str, appetite: Appetite, is_empty_handed: bool, models: Sequence[str]
+    ) -> Batch | None:
+        """Images of the lane that is due first, or oldest, under a lease; None when nothing waits that can be taken.
+
+        Raises EmptyHandsNeeded.
+        """
+        answer = await self._run(
+            "claim",
+            batch_id,
+            worker,
+            appetite.images,
+            self._lease_ms,
+            appetite.below,
+            int(appetite.is_for_oldest),
+            int(is_empty_handed),
+            *models,
+        )
         if not answer:
             return None
-        lane, text, *rest = answer
-        return Batch(batch_id, lane, _parts(text), dict(_rows(rest, 2)))
+        if answer[0] == "alone":
+            raise EmptyHandsNeeded
+        lane, text, is_alone, *rest = answer
+        jobs = _rows(rest, 3)
+        requests = {job_id: request for job_id, request, _ in jobs}
+        submitted = {job_id: int(ms) / 1000 for job_id, _, ms in jobs}
+        return Batch(batch_id, lane, _parts(text), requests, submitted, bool(is_alone))
 
-    async def renew(self, batch: Batch, evaluations_done: int) -> bool:
-        """Prolong the lease and note the progress; False when the batch is no longer the worker's."""
-        lease_ms = int(self.settings.lease_seconds * 1000)
-        return bool(await self._run("renew", batch.id, lease_ms, evaluations_done))
+    async def renew(self, done: Mapping[str, Mapping[str, int]]) -> Renewal:
+        """Prolong the leases of batches and note the evaluations done of their jobs: {batch: {job: evaluations}}."""
+        lost, closed = await self._run("renew", self._lease_ms, json.dumps(done))
+        return Renewal(tuple(lost), tuple(closed))
 
     async def complete(self, batch: Batch, report: Report) -> Completion:
-        """Record a batch, all or nothing."""
+        """Record what was computed of some jobs of a batch, all or nothing."""
         word, *rest = await self._run("complete", batch.id, self._retention_ms, report.model_dump_json())
         if word == "stale":
             return Completion(is_stale=True)
@@ -173,18 +221,19 @@ class Queue:
             return Completion(to_write=tuple(rest))
         return Completion(ended=tuple(job for job_id, record in _rows(rest, 2) if (job := _job(job_id, record))))
 
-    async def fail(self, batch: Batch, error: JobError) -> list[GivenBack]:
-        """Give a batch back after an error, which counts as an attempt of its jobs."""
-        return await self._give_back(batch, error, is_charged=True)
+    async def fail(self, batch: Batch, error: JobError, job_id: str = "") -> list[GivenBack]:
+        """Give a batch, or one job of it, back after an error, which counts as an attempt of its jobs."""
+        return await self._give_back(batch, error, job_id, is_charged=True)
 
-    async def hand_back(self, batch: Batch) -> list[GivenBack]:
-        """Give a batch back because its worker leaves, which counts as nothing."""
-        return await self._give_back(batch, JobError(code="handed-back", detail="The worker left."), is_charged=False)
+    async def hand_back(self, batch: Batch, job_id: str = "") -> list[GivenBack]:
+        """Give a batch, or one job of it, back because its worker drops it, which counts as nothing."""
+        error = JobError(code="handed-back", detail="The worker left.")
+        return await self._give_back(batch, error, job_id, is_charged=False)
 
-    async def _give_back(self, batch: Batch, error: JobError, is_charged: bool) -> list[GivenBack]:
+    async def _give_back(self, batch: Batch, error: JobError, job_id: str, is_charged: bool) -> list[GivenBack]:
         attempts = self.settings.max_attempts
         answer = await self._run(
-            "fail", batch.id, error.model_dump_json(), int(is_charged), attempts, self._retention_ms
+            "fail", batch.id, error.model_dump_json(), int(is_charged), attempts, self._retention_ms, job_id
         )
         return _given_back(answer)
 

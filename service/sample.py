@@ -15,10 +15,14 @@ from service import __version__
 from service.catalogue import OfferedModel
 from service.job import Part
 from service.picture import Pixels, array_bytes, grid, grid_shape, png, read_array
+from service.policy import Flight
 from service.problems import FieldError, refused
 from service.store import LocalStore
 
 MAX_SEED = 2**63 - 1
+
+Precision = Literal["exact", "fast"]
+
 DRAWN_SEED_LIMIT = 2**53
 """Seeds are drawn below it, where a JavaScript client still reads every digit."""
 
@@ -67,7 +71,11 @@ class SampleRequest(BaseModel):
     D: DimensionField = Field(description='Augmentation dimension, or "inf".')
     steps: int | None = Field(None, ge=2, description="Solver steps; the model's default if left out.")
     solver: str = Field("heun", max_length=32)
-    precision: Literal["exact"] = Field("exact", description="float32: the same bytes on the same kind of device.")
+    precision: Precision | None = Field(
+        None,
+        description="exact: float32, the same bytes on the same kind of device. fast: as quick as the device allows, "
+        "with a difference nobody can see. The service's default if left out.",
+    )
     count: int = Field(1, ge=1, description="Images.")
     seed: Seed | None = Field(None, description="Image k has seed + k; drawn if left out.")
     seeds: list[Seed] | None = Field(None, description="One seed per image.")
@@ -88,7 +96,7 @@ class Resolved(BaseModel):
     checkpoint_sha256: str
     steps: int
     solver: str
-    precision: Literal["exact"]
+    precision: Precision
     count: int
     seeds: list[int]
     labels: list[int | None] | None = Field(description="Classes asked for; null entries are drawn from the seed.")
@@ -110,8 +118,10 @@ class _Checks:
             raise refused(self.errors)
 
 
-def resolve(request: SampleRequest, model: OfferedModel, max_count: int, max_pixels: int) -> Resolved:
-    """The request made definite for one model.
+def resolve(
+    request: SampleRequest, model: OfferedModel, precision: Precision, max_count: int, max_pixels: int
+) -> Resolved:
+    """The request made definite for one model; `precision` is that of requests that name none.
 
     Raises InvalidRequest naming every field that does not fit the model or the service's limits.
     """
@@ -140,7 +150,7 @@ def resolve(request: SampleRequest, model: OfferedModel, max_count: int, max_pix
         checkpoint_sha256=model.checkpoint_sha256,
         steps=steps,
         solver=request.solver,
-        precision=request.precision,
+        precision=request.precision or precision,
         count=request.count,
         seeds=seeds,
         labels=labels,
@@ -187,30 +197,36 @@ def _class_index(label: int | str, classes: Sequence[str], field: str, checks: _
     return 0
 
 
+class Walk(Protocol):
+    """Images on their way from the prior to their end, an evaluation at a time."""
+
+    labels: list[int]
+    """Their classes; empty for a model without."""
+
+    @property
+    def is_finished(self) -> bool: ...
+
+    def images(self) -> Pixels:
+        """The finished images [n, H, W, C]. Raises FloatingPointError when one is not finite."""
+
+
 class Sampler(Protocol):
     """What the kind needs of the engine."""
 
-    def sample(
-        self,
-        model: str,
-        seeds: Sequence[int],
-        labels: Sequence[int | None],
-        steps: int,
-        on_evaluation: Callable[[], object],
-    ) -> tuple[Pixels, list[int]]:
-        """Images [n, H, W, C] and their classes (empty for a model without)."""
+    def walk(self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str) -> Walk:
+        """The walk of one image per seed; labels of None are drawn from the seed."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """What a batch made of one part: images [n, H, W, C] and their classes (empty for a model without)."""
+    """What became of a part: images [n, H, W, C] and their classes (empty for a model without)."""
 
     images: Pixels
     labels: list[int]
 
 
 class SampleKind:
-    """How the queue and the worker deal with sample jobs: cost, batch key, run, write."""
+    """How the queue and the worker deal with sample jobs: cost, lane, walk, result."""
 
     name = "sample"
 
@@ -219,35 +235,28 @@ class SampleKind:
         return EVALUATIONS[request.solver](request.steps)
 
     def lane(self, request: Resolved) -> str:
-        """What may share a batch: the model (dataset and D), the steps and the solver."""
-        return f"{request.model}|{self.name}|{request.steps}|{request.solver}"
+        """Jobs of equal cost: the model (dataset and D), the steps, the solver and the precision."""
+        return f"{request.model}|{self.name}|{request.steps}|{request.solver}|{request.precision}"
 
     def parse(self, text: str) -> Resolved:
         """The request as it was kept with the job."""
         return Resolved.model_validate_json(text)
 
-    def run(
-        self,
-        engine: Sampler,
-        parts: Sequence[Part],
-        requests: Mapping[str, Resolved],
-        on_evaluation: Callable[[], object],
-    ) -> list[Images]:
-        """The images of the parts of one lane, computed as one batch."""
-        seeds: list[int] = []
-        labels: list[int | None] = []
-        for part in parts:
-            request, span = requests[part.job_id], slice(part.start, part.start + part.length)
-            seeds += request.seeds[span]
-            labels += (request.labels or [None] * request.count)[span]
-        shared = requests[parts[0].job_id]
-        images, drawn = engine.sample(shared.model, seeds, labels, shared.steps, on_evaluation)
-        outputs, start = [], 0
-        for part in parts:
-            span = slice(start, start + part.length)
-            outputs.append(Images(images[span], drawn[span]))
-            start += part.length
-        return outputs
+    def flight(self, request: Resolved) -> Flight:
+        """What may share a network call: the model and the precision."""
+        return Flight(request.model, request.precision)
+
+    def walk(self, engine: Sampler, request: Resolved, start: int, length: int) -> Walk:
+        """The way of images start..start+length-1 of a request."""
+        span = slice(start, start + length)
+        labels = (request.labels or [None] * request.count)[span]
+        return engine.walk(self.flight(request), request.seeds[span], labels, request.steps, request.solver)
+
+    def output(self, walks: Sequence[Walk]) -> Images:
+        """The images of finished walks, one after the other."""
+        return Images(
+            np.concatenate([walk.images() for walk in walks]), [label for walk in walks for label in walk.labels]
+        )
 
     def labels(self, output: Images) -> list[int]:
         """The classes of the images of a part."""

@@ -34,7 +34,14 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="CPU threads of a worker; by default its share of the cores but one."
     )
-    batch_images: int = Field(64, ge=1, le=4096, description="Most images in one batch.")
+    batch_images: int = Field(64, ge=1, le=4096, description="Most images in one network call.")
+    batching: Literal["inflight", "by-key"] = Field(
+        "inflight", description="`by-key`: whole batches of equal jobs, one after the other; for comparison."
+    )
+    patience: Annotated[float, Field(ge=0, le=3600)] = Field(
+        60.0, description="Seconds for which a job lets shorter ones go first, by evaluation that they are shorter."
+    )
+    precision: Literal["exact", "fast"] = Field("exact", description="Of requests that do not say.")
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port of a worker's own /metrics; 9100 when started by `pfgmpp worker`."
     )
@@ -53,6 +60,11 @@ class Settings(BaseSettings):
     retention_seconds: Seconds = Field(3600.0, description="How long results are kept.")
     grace_seconds: Seconds = Field(10.0, description="How long a stopping worker may finish its batch.")
     log_format: Literal["text", "json"] = Field("text", description="One line per event, to read or to parse.")
+
+    @property
+    def patience_seconds(self) -> float:
+        """The patience that counts: with `by-key` jobs go in the order of their submission."""
+        return self.patience if self.batching == "inflight" else 0.0
 
     def environment(self) -> dict[str, str]:
         """The environment variables that make the same settings in another process."""

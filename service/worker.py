@@ -1,4 +1,4 @@
-"""A worker: claims batches, computes them, writes the results. One process per device."""
+"""A worker: claims images, has them computed, writes the results. One process per device."""
 
 import asyncio
 import json
@@ -6,11 +6,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from functools import partial
+from itertools import groupby
+from typing import TypeVar
 
 from prometheus_client import start_http_server
 from redis.exceptions import RedisError
@@ -19,15 +21,20 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 from service import __version__, metrics
 from service.catalogue import WorkerState
 from service.engine import Engine, choose_device, use_threads
-from service.job import TIMINGS, Job, JobError, Part
-from service.kinds import Kind, Request, kind_of
+from service.inflight import Inflight, Share, shares_of
+from service.job import TIMINGS, Job, JobError
+from service.kinds import kind_of
 from service.logs import get_logger
-from service.queue import Batch, Completion, Queue, Report, new_id
+from service.policy import Appetite, ByKey, ShortestFirst
+from service.queue import Batch, Completion, EmptyHandsNeeded, JobReport, Queue, Report, new_id
 from service.settings import Settings
 from service.store import LocalStore
 
 IDLE_SECONDS = 5.0
 """How long an idle worker waits for a token before it looks at the queue all the same."""
+
+URGENT_SECONDS = 0.02
+"""How often a worker that is full looks for work much shorter than what it has."""
 
 SWEEP_SECONDS = 60.0
 INSIST_SECONDS = 2.0
@@ -35,14 +42,7 @@ INSIST_SECONDS = 2.0
 
 Answer = TypeVar("Answer")
 
-Outputs = Mapping[Part, Any]
-"""What a kind's `run` made of each part of a batch."""
-
 log = get_logger()
-
-
-class Abandoned(Exception):
-    """The batch is no longer this worker's: its lease was lost, or the worker must stop at once."""
 
 
 class Misconfigured(Exception):
@@ -50,44 +50,20 @@ class Misconfigured(Exception):
 
 
 @dataclass
-class Held:
-    """A batch in hand: how far it is, and where its time went. Times are of time.monotonic."""
+class Stored:
+    """What the storing thread made of a share: written, or put aside, or an error."""
 
-    batch: Batch
-    kind: Kind[Any, Any]
-    requests: Mapping[str, Request] = field(default_factory=dict)
-    claimed: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    evaluated: float = 0.0
-    sampled: float = 0.0
-    renewed: float = field(default_factory=time.monotonic)
-    evaluations_done: int = 0
-    evaluations_noted: int = 0
-    is_unrenewed: bool = False
-    """Whether the last try to renew its lease failed; said once."""
-    is_abandoned: bool = False
-    """Set by the event loop, seen by the computing thread at the next evaluation."""
-
-    def on_evaluation(self) -> None:
-        """Called by the computing thread after every network evaluation; raises Abandoned to stop it."""
-        now = time.monotonic()
-        metrics.network_evaluation_seconds.labels(self.batch.model).observe(now - self.evaluated)
-        self.evaluated = now
-        self.evaluations_done += 1
-        if self.is_abandoned:
-            raise Abandoned
-
-    def timings(self) -> dict[str, float]:
-        """Where the time went so far, in milliseconds."""
-        seconds = (self.started - self.claimed, self.sampled - self.started, time.monotonic() - self.sampled)
-        return {name: 1000 * each for name, each in zip(TIMINGS, seconds, strict=True)}
+    share: Share
+    labels: dict[int, str] = field(default_factory=dict)
+    is_written: bool = False
+    error: JobError | None = None
 
 
 class Worker:
-    """Claims, computes, delivers; `run` is its whole life.
+    """Claims, has computed, delivers; `run` is its whole life.
 
-    One thread computes, another encodes and stores, so a batch is written while the next is on the device. The event
-    loop keeps the leases and shows that the worker lives.
+    One thread computes, another encodes and stores, so results are written while the next images are on the device.
+    The event loop claims, keeps the leases and shows that the worker lives.
     """
 
     def __init__(self, settings: Settings):
@@ -95,13 +71,18 @@ class Worker:
         self.name = f"{settings.worker_name or socket.gethostname()}-{os.getpid()}"
         self.queue = Queue.open(settings)
         self.store = LocalStore(settings.results_dir / settings.queue)
-        self.in_hand: dict[str, Held] = {}
-        self.evaluations_per_second = 0.0
+        self.in_hand: dict[str, dict[str, Share]] = {}
+        """Shares claimed and not delivered, by batch and job."""
         self._stopping = asyncio.Event()
+        self._turned = asyncio.Event()
+        """Something has left the worker's hands since the loop last looked."""
         self._computing = ThreadPoolExecutor(1, "compute")
         self._storing = ThreadPoolExecutor(1, "store")
-        self._delivery: asyncio.Task[None] | None = None
+        self._deliveries: set[asyncio.Task[None]] = set()
         self._batch_id = new_id()
+        self._needs_empty_hands = False
+        self._urgent_after = 0.0
+        self._claims = 0
 
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; then finish what is in hand, within the grace time.
@@ -109,24 +90,23 @@ class Worker:
         Raises Misconfigured when no checkpoint loads, the model store is no directory, the results directory cannot be
         written or the device is not there.
         """
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+            self._loop.add_signal_handler(number, self.stop)
         try:
             await self._start_up()
         except (ValueError, OSError) as error:
             raise Misconfigured(str(error)) from error
-        upkeep = [asyncio.create_task(act()) for act in (self._keep_leases, self._show_life, self._sweep_results)]
-        working = asyncio.create_task(self._main_loop())
+        acts = (self._compute, self._claim_work, self._keep_leases, self._show_life, self._sweep_results)
+        tasks = [asyncio.create_task(act()) for act in acts]
         stopped = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait([working, stopped, *upkeep], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
         self.stop()
-        await self._finish(working)
-        failures = [task.exception() for task in (working, *upkeep) if task.done()]
-        tasks = [*upkeep, working, stopped, *([self._delivery] if self._delivery else [])]
-        for task in tasks:
+        await self._finish()
+        failures = [task.exception() for task in tasks if task.done()]
+        for task in (*tasks, stopped, *self._deliveries):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, stopped, *self._deliveries, return_exceptions=True)
         await self._shut_down()
         for failure in filter(None, failures):
             raise failure
@@ -137,17 +117,19 @@ class Worker:
 
     async def _start_up(self) -> None:
         started = time.monotonic()
-        settings, loop = self.settings, asyncio.get_running_loop()
+        settings = self.settings
         use_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.store.prepare()
         device = choose_device(settings.device, settings.worker_index)
-        self.engine = await loop.run_in_executor(
+        self.engine = await self._loop.run_in_executor(
             self._computing, Engine, settings.model_store, device, settings.batch_images
         )
         self.facts = self.engine.facts
         if not self.facts:
             raise ValueError(f"no checkpoint of {settings.model_store or 'the package'} could be loaded")
         self.models = [model.name for model in self.facts]
+        policy = ByKey() if settings.batching == "by-key" else ShortestFirst(settings.patience_seconds)
+        self.inflight = Inflight(self.engine, policy, self._on_sampled, self._on_failure, self._on_turn)
         about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.models)}
         if settings.metrics_port is not None:
             server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
@@ -155,30 +137,57 @@ class Worker:
         metrics.build_info.labels(__version__, self.engine.torch_version, str(self.engine.device)).set(1)
         log.info("worker ready", **about, seconds=round(time.monotonic() - started, 2))
 
-    async def _main_loop(self) -> None:
+    async def _compute(self) -> None:
+        await self._loop.run_in_executor(self._computing, self.inflight.run)
+
+    async def _claim_work(self) -> None:
+        """Claim what fits in hand, until the order to stop."""
         while not self._stopping.is_set():
+            appetite = self._appetite()
+            if appetite is None:
+                await self._next_turn()
+                continue
             try:
-                batch = await self.queue.claim(self._batch_id, self.name, self.settings.batch_images, self.models)
-                if batch is None:
-                    await self._wait_for_work()
-                    continue
+                claimed = await self.queue.claim(self._batch_id, self.name, appetite, not self.in_hand, self.models)
+                if claimed is None and not appetite.below:
+                    await self._unless_stopping(self.queue.wait_for_work(self.models, IDLE_SECONDS))
+            except EmptyHandsNeeded:
+                self._needs_empty_hands = True
+                continue
             except RedisError as error:
                 log.warning("queue unreachable", reason=str(error))
                 await self._pause(1.0)
                 continue
-            # Only now a new id: a claim that was answered into the void is answered again.
-            self._batch_id = new_id()
-            await self._take(batch)
+            if claimed:
+                # Only now a new id: a claim that was answered into the void is answered again.
+                self._batch_id = new_id()
+                self._claims += 1
+                self._take(claimed, appetite)
+            elif appetite.below:
+                self._urgent_after = time.monotonic() + URGENT_SECONDS
 
-    async def _wait_for_work(self) -> None:
-        waiting = asyncio.create_task(self.queue.wait_for_work(self.models, IDLE_SECONDS))
-        await self._unless_stopping(waiting)
+    def _appetite(self) -> Appetite | None:
+        """What to claim now; None for nothing before something has left these hands, or time has passed."""
+        if self._needs_empty_hands and self.in_hand:
+            return None
+        self._needs_empty_hands = False
+        appetite = self.inflight.appetite(self._claims)
+        is_too_soon = appetite and appetite.below and time.monotonic() < self._urgent_after
+        return None if is_too_soon else appetite
+
+    async def _next_turn(self) -> None:
+        """Wait until something has left these hands, or the order to stop."""
+        self._turned.clear()
+        self.inflight.watch()
+        if self._appetite() is None:  # else it happened just before the watch began
+            await self._unless_stopping(self._turned.wait())
 
     async def _pause(self, seconds: float) -> None:
-        await self._unless_stopping(asyncio.create_task(asyncio.sleep(seconds)))
+        await self._unless_stopping(asyncio.sleep(seconds))
 
-    async def _unless_stopping(self, task: asyncio.Task[None]) -> None:
-        """Wait for a task, or for the order to stop, which cancels it."""
+    async def _unless_stopping(self, waiting: Awaitable[object]) -> None:
+        """Wait for something, or for the order to stop, which cancels it."""
+        task = asyncio.ensure_future(waiting)
         stopped = asyncio.create_task(self._stopping.wait())
         await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -187,128 +196,188 @@ class Worker:
         else:
             task.cancel()
 
-    async def _take(self, batch: Batch) -> None:
-        """Compute a batch; it is delivered while the next one is computed."""
-        held = Held(batch, kind_of(batch.lane))
-        self.in_hand[batch.id] = held
-        self._count_batch(batch)
+    def _take(self, batch: Batch, appetite: Appetite) -> None:
+        """Put a claimed batch in hand."""
+        metrics.batch_images.labels(batch.model).observe(batch.images)
+        metrics.batches.labels(batch.model, "full" if batch.images >= appetite.images else "idle").inc()
+        self._needs_empty_hands = batch.is_alone
         try:
-            outputs, writing = await asyncio.get_running_loop().run_in_executor(self._computing, self._compute, held)
-        except Abandoned:
-            log.warning("batch abandoned", model=batch.model, images=batch.images, evaluations=held.evaluations_done)
-            self._count_evaluations(held, "wasted")
-            await self._let_go(held)
+            shares = shares_of(batch, kind_of(batch.lane), self.engine.width)
         except Exception as error:
-            log.exception("batch failed", model=batch.model, images=batch.images)
-            self._count_evaluations(held, "wasted")
-            # Only our own words: those of a library may name files of this machine.
-            reason = str(error) if isinstance(error, FloatingPointError) else type(error).__name__
-            await self._give_up(held, JobError(code="sampling-failed", detail=f"Sampling failed: {reason}"))
-        else:
-            self._count_evaluations(held, "useful")
-            if self._delivery:
-                await self._delivery
-            self._delivery = asyncio.create_task(self._deliver(held, outputs, writing))
+            log.exception("batch not understood", lane=batch.lane)
+            self._spawn(self._return(batch, _sampling_failed(error)))
+            return
+        self.in_hand[batch.id] = {share.job_id: share for share in shares}
+        self.inflight.enter(shares)
 
-    def _compute(self, held: Held) -> "tuple[Outputs, Future[set[str]]]":
-        """In the computing thread: the outputs of a batch by part, which the storing thread writes at once."""
-        held.requests = {job_id: held.kind.parse(text) for job_id, text in held.batch.requests.items()}
-        held.started = held.evaluated = time.monotonic()
-        outputs = held.kind.run(self.engine, held.batch.parts, held.requests, held.on_evaluation)
-        held.sampled = time.monotonic()
-        by_part = dict(zip(held.batch.parts, outputs, strict=True))
-        return by_part, self._storing.submit(self._write, held, by_part)
+    async def _return(self, batch: Batch, error: JobError) -> None:
+        """Give a whole batch back that cannot even be begun."""
+        for job in await insist(lambda: self.queue.fail(batch, error)):
+            metrics.count_given_back(job)
 
-    async def _deliver(self, held: Held, outputs: Outputs, writing: "Future[set[str]]") -> None:
-        """End the jobs of a batch once they are written; one that began elsewhere is put together first."""
-        loop = asyncio.get_running_loop()
+    def _on_turn(self) -> None:
+        """In the computing thread: a turn is over."""
+        self._loop.call_soon_threadsafe(self._turned.set)
+
+    def _on_failure(self, shares: Sequence[Share], error: Exception) -> None:
+        """In the computing thread: a network call of these shares has failed."""
+        log.error("evaluation failed", jobs=len(shares), exc_info=error)
+        failed = [Stored(share, error=_sampling_failed(error)) for share in shares]
+        self._loop.call_soon_threadsafe(self._spawn_delivery, failed)
+
+    def _on_sampled(self, shares: Sequence[Share]) -> None:
+        """In the computing thread: these shares are at their end."""
+        self._storing.submit(self._store, shares)
+
+    def _store(self, shares: Sequence[Share]) -> None:
+        """In the storing thread: write what is whole, put the rest aside, and have it delivered."""
+        stored = [self._stored(share) for share in shares]
+        self._loop.call_soon_threadsafe(self._spawn_delivery, stored)
+
+    def _stored(self, share: Share) -> Stored:
+        kind, checkpoint = share.kind, self.engine.checkpoint(share.batch.model)
         try:
-            written = await asyncio.wrap_future(writing)
-            completion = await self._complete(held, outputs, written)
-            while completion.to_write:
-                await loop.run_in_executor(self._storing, self._write_kept, held, completion.to_write)
-                written |= set(completion.to_write)
-                completion = await self._complete(held, outputs, written)
-        except Exception as error:
-            log.exception("result not stored", model=held.batch.model, images=held.batch.images)
-            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-            await self._give_up(held, JobError(code="store-failed", detail=f"The result could not be stored: {reason}"))
-            return
-        self.in_hand.pop(held.batch.id, None)
-        if completion.is_stale:
-            log.warning("batch stale", model=held.batch.model, images=held.batch.images)
-            return
-        self._count_delivery(held)
-        for job in completion.ended:
-            count_job(job, held.batch.model)
-
-    def _write(self, held: Held, outputs: Outputs) -> set[str]:
-        """In the storing thread: the jobs wholly in this batch, written; what is of others, put aside."""
-        written = set()
-        for job_id, request in held.requests.items():
-            own = {part: output for part, output in outputs.items() if part.job_id == job_id}
-            if sum(part.length for part in own) == request.count:
-                held.kind.write(self.store, job_id, request, own, self._checkpoint(held))
-                written.add(job_id)
+            outputs = {part: kind.output(share.walks(part)) for part in share.parts}
+            is_whole = share.images == share.request.count
+            if is_whole:
+                kind.write(self.store, share.job_id, share.request, outputs, checkpoint)
             else:
-                for part, output in own.items():
-                    held.kind.keep(self.store, part, output)
-        return written
+                for part, output in outputs.items():
+                    kind.keep(self.store, part, output)
+            labels = {part.start: json.dumps(kind.labels(output)) for part, output in outputs.items()}
+            return Stored(share, labels, is_whole)
+        except FloatingPointError as error:
+            return Stored(share, error=_sampling_failed(error))
+        except Exception as error:
+            log.exception("result not stored", model=share.batch.model, job=share.job_id)
+            return Stored(share, error=_store_failed(error))
 
-    def _write_kept(self, held: Held, job_ids: Sequence[str]) -> None:
-        """In the storing thread: the results of jobs whose last part came with this batch.
+    def _spawn_delivery(self, stored: Sequence[Stored]) -> None:
+        self._spawn(self._deliver(stored))
+
+    def _spawn(self, act: Awaitable[None]) -> None:
+        """Let something run beside the loop, kept until it is done."""
+        task = asyncio.ensure_future(act)
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
+
+    async def _deliver(self, stored: Sequence[Stored]) -> None:
+        """End the jobs of shares that are written; give back those that failed."""
+        for each in stored:
+            if each.error:
+                await self._give_up(each.share, each.error)
+        good = sorted((each for each in stored if not each.error), key=_batch_id)
+        for _, same_batch in groupby(good, key=_batch_id):
+            await self._deliver_batch(list(same_batch))
+
+    async def _deliver_batch(self, stored: Sequence[Stored]) -> None:
+        """Report shares of one batch; a job of which others held parts is put together first."""
+        batch = stored[0].share.batch
+        completion = await self._complete(batch, stored)
+        while completion.to_write:
+            rest = [each for each in stored if each.share.job_id in completion.to_write]
+            await self._loop.run_in_executor(self._storing, self._write_kept, rest)
+            for each in rest:
+                if each.error:
+                    await self._give_up(each.share, each.error)
+            stored = [each for each in stored if not each.error]
+            completion = await self._complete(batch, stored)
+        for each in stored:
+            self._forget(each.share)
+        if completion.is_stale:
+            log.warning("batch stale", model=batch.model, jobs=len(stored))
+            return
+        images = sum(each.share.images for each in stored)
+        metrics.images_generated.labels(batch.model).inc(images)
+        log.info("images delivered", lane=batch.lane, images=images, jobs=len(stored))
+        for job in completion.ended:
+            count_job(job, batch.model)
+
+    def _write_kept(self, stored: Sequence[Stored]) -> None:
+        """In the storing thread: the results of jobs whose last images came with these shares.
 
         The parts stay until the job's record goes: should this batch be lost now, they are needed again.
         """
-        for job_id in job_ids:
-            parts = held.kind.kept(self.store, job_id)
-            held.kind.write(self.store, job_id, held.requests[job_id], parts, self._checkpoint(held))
+        for each in stored:
+            share = each.share
+            try:
+                parts = share.kind.kept(self.store, share.job_id)
+                share.kind.write(
+                    self.store, share.job_id, share.request, parts, self.engine.checkpoint(share.batch.model)
+                )
+                each.is_written = True
+            except Exception as error:
+                log.exception("result not stored", model=share.batch.model, job=share.job_id)
+                each.error = _store_failed(error)
 
-    def _checkpoint(self, held: Held) -> str:
-        return self.engine.checkpoint(held.batch.model)
+    async def _complete(self, batch: Batch, stored: Sequence[Stored]) -> Completion:
+        """Report shares of a batch to the queue."""
+        jobs = {
+            each.share.job_id: JobReport(
+                timings=_timings(each.share), images=each.share.widest, labels=each.labels, is_written=each.is_written
+            )
+            for each in stored
+        }
+        report = Report(checkpoint=self.engine.checkpoint(batch.model), jobs=jobs)
+        return await insist(lambda: self.queue.complete(batch, report))
 
-    async def _complete(self, held: Held, outputs: Outputs, written: set[str]) -> Completion:
-        """Report a batch to the queue."""
-        report = Report(
-            timings=held.timings(),
-            images=held.batch.images,
-            checkpoint=self._checkpoint(held),
-            labels={f"{part.job_id}:{part.start}": json.dumps(held.kind.labels(outputs[part])) for part in outputs},
-            written=dict.fromkeys(written, True),
-        )
-        return await insist(lambda: self.queue.complete(held.batch, report))
-
-    async def _give_up(self, held: Held, error: JobError) -> None:
-        """Give a batch back that cannot be computed here; its jobs are tried again, or fail."""
-        self.in_hand.pop(held.batch.id, None)
-        for job in await insist(lambda: self.queue.fail(held.batch, error)):
+    async def _give_up(self, share: Share, error: JobError) -> None:
+        """Give back what cannot be done here; its job is tried again, or fails."""
+        self._forget(share)
+        for job in await insist(lambda: self.queue.fail(share.batch, error, share.job_id)):
             metrics.count_given_back(job)
 
-    async def _let_go(self, held: Held) -> None:
-        """Drop a batch that was abandoned; one that is still this worker's goes back free of charge."""
-        self.in_hand.pop(held.batch.id, None)
-        await insist(lambda: self.queue.hand_back(held.batch))
+    def _forget(self, share: Share) -> None:
+        """Take a share out of hand."""
+        shares = self.in_hand.get(share.batch.id, {})
+        shares.pop(share.job_id, None)
+        if not shares:
+            self.in_hand.pop(share.batch.id, None)
+        self._turned.set()
 
     async def _keep_leases(self) -> None:
-        """Prolong the leases of the batches in hand, and note their progress, until cancelled."""
+        """Prolong the leases of what is in hand, and note its progress, until cancelled."""
+        renewed, noted, is_warned = time.monotonic(), dict[str, dict[str, int]](), False
         while True:
             await asyncio.sleep(self.settings.progress_seconds)
-            for held in list(self.in_hand.values()):
-                is_due = time.monotonic() - held.renewed > self.settings.heartbeat_seconds
-                if is_due or held.evaluations_done > held.evaluations_noted:
-                    await self._renew(held)
+            done = {
+                batch_id: {job_id: share.evaluations_done for job_id, share in shares.items()}
+                for batch_id, shares in self.in_hand.items()
+            }
+            is_due = time.monotonic() - renewed > self.settings.heartbeat_seconds
+            if not done or (done == noted and not is_due):
+                continue
+            try:
+                renewal = await self.queue.renew(done)
+            except RedisError as error:
+                if not is_warned:
+                    log.warning("leases not renewed", reason=str(error))
+                is_warned = True
+                continue
+            renewed, noted, is_warned = time.monotonic(), done, False
+            await self._drop(renewal.lost, renewal.closed)
 
-    async def _renew(self, held: Held) -> None:
-        done = held.evaluations_done
-        try:
-            is_ours = await self.queue.renew(held.batch, done)
-        except RedisError as error:
-            if not held.is_unrenewed:
-                log.warning("lease not renewed", reason=str(error))
-            held.is_unrenewed = True
-            return
-        held.renewed, held.evaluations_noted, held.is_unrenewed = time.monotonic(), done, False
-        held.is_abandoned = held.is_abandoned or not is_ours
+    async def _drop(self, lost: Sequence[str], closed: Sequence[str]) -> None:
+        """Let go of batches that are no longer this worker's, and of jobs that are no longer open."""
+        for batch_id in lost:
+            shares = self._let_go(batch_id)
+            if shares:
+                log.warning("batch abandoned", model=shares[0].batch.model, jobs=len(shares))
+        for batch_id in list(self.in_hand):
+            for share in self._let_go(batch_id, closed):
+                await insist(partial(self.queue.hand_back, share.batch, share.job_id))
+
+    def _let_go(self, batch_id: str, jobs: Sequence[str] | None = None) -> list[Share]:
+        """Drop the shares of a batch, or those of some jobs, that are not at their end yet; which these were."""
+        shares = [
+            share
+            for job_id, share in self.in_hand.get(batch_id, {}).items()
+            if not share.sampled and (jobs is None or job_id in jobs)
+        ]
+        self.inflight.drop(shares)
+        for share in shares:
+            self._forget(share)
+        return shares
 
     async def _show_life(self) -> None:
         """Announce the worker with every heartbeat, until it is to stop."""
@@ -325,7 +394,7 @@ class Worker:
             name=self.name,
             state="busy" if self.in_hand else "idle",
             device=str(self.engine.device),
-            evaluations_per_second=self.evaluations_per_second,
+            evaluations_per_second=self.inflight.images_per_second,
             models=self.facts,
         )
 
@@ -341,18 +410,28 @@ class Worker:
                 if forgotten:
                     log.info("results removed", jobs=len(forgotten))
 
-    async def _finish(self, working: asyncio.Task[None]) -> None:
-        """Let the batch in hand be finished; after the grace time give it back."""
-        _, unfinished = await asyncio.wait([working], timeout=self.settings.grace_seconds)
-        if unfinished:
-            log.warning("grace time over", batches=len(self.in_hand))
-            for held in self.in_hand.values():
-                held.is_abandoned = True
-            await asyncio.wait(unfinished, timeout=INSIST_SECONDS)
-        if self._delivery:
-            await asyncio.wait([self._delivery], timeout=self.settings.grace_seconds)
+    async def _finish(self) -> None:
+        """Let what is in hand be finished; after the grace time give it back."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._empty_handed(), self.settings.grace_seconds)
+        if not self.in_hand:
+            return
+        log.warning("grace time over", batches=len(self.in_hand))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(INSIST_SECONDS):
+                for batch_id in list(self.in_hand):
+                    for share in self._let_go(batch_id):
+                        await self.queue.hand_back(share.batch, share.job_id)
+                await self._empty_handed()
+
+    async def _empty_handed(self) -> None:
+        """Wait until everything claimed is delivered."""
+        while self.in_hand or self._deliveries:
+            self._turned.clear()
+            await self._turned.wait()
 
     async def _shut_down(self) -> None:
+        self.inflight.close()
         with suppress(RedisError):
             await self.queue.retire(self.name)
         await self.queue.close()
@@ -360,25 +439,26 @@ class Worker:
         self._storing.shutdown(wait=False, cancel_futures=True)
         log.info("worker stopped")
 
-    def _count_batch(self, batch: Batch) -> None:
-        metrics.batch_images.labels(batch.model).observe(batch.images)
-        reason = "full" if batch.images >= self.settings.batch_images else "idle"
-        metrics.batches.labels(batch.model, reason).inc()
 
-    def _count_evaluations(self, held: Held, outcome: Literal["useful", "wasted"]) -> None:
-        model, images, done = held.batch.model, held.batch.images, held.evaluations_done
-        metrics.network_evaluations.labels(model, outcome).inc(done * images)
-        metrics.network_evaluations.labels(model, "padding").inc(done * (self.engine.evaluated(model, images) - images))
+def _batch_id(stored: Stored) -> str:
+    return stored.share.batch.id
 
-    def _count_delivery(self, held: Held) -> None:
-        batch, seconds = held.batch, max(held.sampled - held.started, 1e-6)
-        rate = held.evaluations_done * batch.images / seconds
-        known = self.evaluations_per_second or rate
-        self.evaluations_per_second = 0.7 * known + 0.3 * rate
-        metrics.images_generated.labels(batch.model).inc(batch.images)
-        log.info(
-            "batch done", lane=batch.lane, images=batch.images, jobs=len(batch.requests), seconds=round(seconds, 3)
-        )
+
+def _timings(share: Share) -> dict[str, float]:
+    """Where the time of a share went so far, in milliseconds."""
+    seconds = (share.started - share.claimed, share.sampled - share.started, time.monotonic() - share.sampled)
+    return {name: 1000 * each for name, each in zip(TIMINGS, seconds, strict=True)}
+
+
+def _sampling_failed(error: Exception) -> JobError:
+    # Only our own words: those of a library may name files of this machine.
+    reason = str(error) if isinstance(error, FloatingPointError) else type(error).__name__
+    return JobError(code="sampling-failed", detail=f"Sampling failed: {reason}")
+
+
+def _store_failed(error: Exception) -> JobError:
+    reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+    return JobError(code="store-failed", detail=f"The result could not be stored: {reason}")
 
 
 def count_job(job: Job, model: str) -> None:

@@ -2,15 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from service.catalogue import ModelFacts, WorkerState
+from service.policy import Appetite
+from service.queue import Batch, Queue, new_id
 
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
-LANE = "digits-d2048|sample|18|heun"
+LANE = "digits-d2048|sample|18|heun|exact"
+MODELS = ["digits-d128", "digits-d2048"]
 
 
 def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
@@ -65,4 +68,21 @@ def worker_state(*models: ModelFacts, **changes: object) -> WorkerState:
     """A worker's word of itself."""
     return WorkerState(name="worker-1", state="idle", device="cpu", models=models or (facts(),)).model_copy(
         update=dict(changes)
+    )
+
+
+async def next_batch(
+    queue: Queue,
+    room: int = 8,
+    *,
+    below: int = 0,
+    is_for_oldest: bool = False,
+    worker: str = "worker-1",
+    batch_id: str | None = None,
+    is_empty_handed: bool = True,
+    models: Sequence[str] = MODELS,
+) -> Batch | None:
+    """What a worker with so much room would claim."""
+    return await queue.claim(
+        batch_id or new_id(), worker, Appetite(room, below, is_for_oldest), is_empty_handed, models
     )

@@ -13,7 +13,7 @@ from service.job import JobError
 from service.problems import ProblemDocument
 from service.queue import Queue, new_id
 from service.settings import Settings
-from tests.helpers import facts, worker_state
+from tests.helpers import facts, next_batch, worker_state
 
 pytestmark = pytest.mark.anyio
 
@@ -93,7 +93,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"steps": 10**30}, "steps"),
     ({"solver": "magic"}, "solver"),
     ({"solver": 3}, "solver"),
-    ({"precision": "fast"}, "precision"),
+    ({"precision": "quick"}, "precision"),
     ({"count": 0}, "count"),
     ({"count": 257}, "count"),
     ({"count": 10**20}, "count"),
@@ -279,7 +279,7 @@ async def test_results_before_and_after_the_end(client: httpx.AsyncClient, queue
     for name in ("grid.png", "images/0.png"):
         problem(await client.get(f"/v1/jobs/{job['id']}/{name}"), 409, "not-finished")
     for _ in range(3):
-        batch = await queue.claim(new_id(), "worker-1", 8, ["digits-d2048"])
+        batch = await next_batch(queue)
         assert batch is not None
         await queue.fail(batch, JobError(code="sampling-failed", detail="it was NaN"))
     assert "it was NaN" in problem(await client.get(f"/v1/jobs/{job['id']}/grid.png"), 409, "no-result").detail

@@ -78,30 +78,22 @@ def test_the_same_request_gives_the_same_bytes(service: Service) -> None:
     assert len(set(grids)) == 1
 
 
-def test_concurrent_requests_share_batches(service: Service) -> None:
-    def batches() -> float:
-        lines = service.client.get("/metrics").text.splitlines()
-        return sum(
-            float(line.split()[-1]) for line in lines if line.startswith('pfgmpp_batches_total{model="digits-d128"')
-        )
+def test_concurrent_requests_share_network_calls(service: Service) -> None:
+    """No more of them than ceil(images / limit) + 1 full batches would take."""
 
-    def images() -> float:
+    def metric(name: str) -> float:
         lines = service.client.get("/metrics").text.splitlines()
-        return sum(
-            float(line.split()[-1])
-            for line in lines
-            if line.startswith('pfgmpp_images_generated_total{model="digits-d128"')
-        )
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f'pfgmpp_{name}{{model="digits-d128"'))
 
-    assert batches() == 0
+    assert metric("network_evaluation_seconds_count") == 0
     with ThreadPoolExecutor(20) as pool:
         jobs = list(pool.map(lambda k: service.submit(dataset="digits", D=128, steps=6, count=8, seed=k), range(20)))
         ended = list(pool.map(lambda job: service.ended(job["id"]), jobs))
     assert {job["status"] for job in ended} == {"succeeded"}
-    until(lambda: images() == 160)
-    assert batches() <= -(-160 // 64) + 1
-    lanes = {event["lane"] for event in service.events("batch done")}
-    assert "digits-d128|sample|6|heun" in lanes
+    until(lambda: metric("images_generated_total") == 160)
+    assert metric("network_evaluation_seconds_count") <= (-(-160 // 64) + 1) * 11
+    lanes = {event["lane"] for event in service.events("images delivered")}
+    assert "digits-d128|sample|6|heun|exact" in lanes
 
 
 def test_the_client_draws_a_grid(service: Service, tmp_path: Path) -> None:

@@ -4,21 +4,21 @@ import asyncio
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from redis.exceptions import OutOfMemoryError
 
 from service.job import Job, JobError
-from service.queue import Batch, Queue, Report, new_id
+from service.queue import Batch, EmptyHandsNeeded, JobReport, Queue, Renewal, Report, new_id
 from service.settings import Settings
-from tests.helpers import LANE, eventually, facts, worker_state
+from tests.helpers import LANE, MODELS, eventually, facts, next_batch, worker_state
 
 pytestmark = pytest.mark.anyio
 
-MODELS = ["digits-d128", "digits-d2048"]
-OTHER_LANE = "digits-d2048|sample|10|heun"
-OTHER_MODEL = "digits-d128|sample|18|heun"
+OTHER_LANE = "digits-d2048|sample|10|heun|exact"
+OTHER_MODEL = "digits-d128|sample|18|heun|exact"
 REQUEST = json.dumps({"dataset": "digits", "D": 2048, "checkpoint_sha256": "0" * 64, "seeds": []})
 
 
@@ -29,13 +29,13 @@ async def submit(queue: Queue, count: int, lane: str = LANE, evaluations: int = 
 
 
 async def claim(queue: Queue, room: int = 8, worker: str = "worker-1", batch_id: str | None = None) -> Batch:
-    batch = await queue.claim(batch_id or new_id(), worker, room, MODELS)
+    batch = await next_batch(queue, room, worker=worker, batch_id=batch_id)
     assert batch is not None
     return batch
 
 
 async def nothing_waits(queue: Queue) -> bool:
-    return await queue.claim(new_id(), "worker-1", 8, MODELS) is None
+    return await next_batch(queue) is None
 
 
 async def job_of(queue: Queue, job_id: str) -> Job:
@@ -44,19 +44,33 @@ async def job_of(queue: Queue, job_id: str) -> Job:
     return job
 
 
-def report(batch: Batch, *written: str) -> Report:
+def report(batch: Batch, *written: str, jobs: Sequence[str] = ()) -> Report:
+    """The report of a batch, or of some of its jobs, of which some results are written."""
+    of_job = {job_id: [part for part in batch.parts if part.job_id == job_id] for job_id in jobs or batch.requests}
     return Report(
-        timings={"batch_wait_ms": 1.0, "sampling_ms": 20.0, "encoding_ms": 3.0},
-        images=batch.images,
         checkpoint="f" * 64,
-        labels={f"{part.job_id}:{part.start}": json.dumps([7] * part.length) for part in batch.parts},
-        written=dict.fromkeys(written, True),
+        jobs={
+            job_id: JobReport(
+                timings={"batch_wait_ms": 1.0, "sampling_ms": 20.0, "encoding_ms": 3.0},
+                images=batch.images,
+                labels={part.start: json.dumps([7] * part.length) for part in parts},
+                is_written=job_id in written,
+            )
+            for job_id, parts in of_job.items()
+        },
     )
 
 
-async def ended(queue: Queue, batch: Batch, *written: str) -> list[str]:
-    """Complete a batch: the jobs that ended with it."""
-    return [job.id for job in (await queue.complete(batch, report(batch, *written))).ended]
+async def renew(queue: Queue, batch: Batch, done: int = 0) -> bool:
+    """Renew a lease with so many evaluations done of every image; whether it is still the worker's."""
+    images = {job_id: sum(part.length for part in batch.parts if part.job_id == job_id) for job_id in batch.requests}
+    renewal = await queue.renew({batch.id: {job_id: done * count for job_id, count in images.items()}})
+    return not renewal.lost
+
+
+async def ended(queue: Queue, batch: Batch, *written: str, jobs: Sequence[str] = ()) -> list[str]:
+    """Complete a batch, or some jobs of it: the jobs that ended with it."""
+    return [job.id for job in (await queue.complete(batch, report(batch, *written, jobs=jobs))).ended]
 
 
 async def lose(queue: Queue, worker: str = "worker-1") -> list[tuple[str, bool]]:
@@ -149,8 +163,8 @@ async def a_little_later(queue: Queue) -> None:
 
 async def test_a_worker_gets_only_what_its_models_can_do(queue: Queue) -> None:
     await submit(queue, 1, OTHER_MODEL)
-    assert await queue.claim(new_id(), "worker-1", 8, ["digits-d2048"]) is None
-    assert await queue.claim(new_id(), "worker-1", 8, ["digits-d128"]) is not None
+    assert await next_batch(queue, models=["digits-d2048"]) is None
+    assert await next_batch(queue, models=["digits-d128"]) is not None
 
 
 async def test_place_counts_the_jobs_ahead_for_the_same_model(queue: Queue) -> None:
@@ -165,7 +179,7 @@ async def test_a_lost_batch_waits_again_and_its_late_answer_is_refused(queue: Qu
     job_id = await submit(queue, 4)
     lost = await claim(queue)
     assert await lose(queue) == [(job_id, False)]
-    assert not await queue.renew(lost, 1)
+    assert not await renew(queue, lost, 1)
     assert (await queue.complete(lost, report(lost, job_id))).is_stale
     again = await claim(queue)
     assert again.parts == lost.parts
@@ -179,7 +193,7 @@ async def test_a_lease_ends_by_itself_when_nobody_renews_it(queue: Queue, settin
     hasty = Queue(queue.redis, queue.blocking, settings.model_copy(update={"lease_seconds": 0.05}))
     job_id = await submit(hasty, 1)
     batch = await claim(hasty)
-    assert await hasty.renew(batch, 3)
+    assert await renew(hasty, batch, 3)
     lost = await eventually(hasty.reap)
     assert [(job.job_id, job.model, job.has_failed) for job in lost] == [(job_id, "digits-d2048", False)]
 
@@ -262,11 +276,92 @@ async def test_the_last_part_of_a_job_is_refused_until_its_result_is_written(que
     await audit(queue)
 
 
+async def test_jobs_of_a_batch_are_delivered_one_by_one(queue: Queue) -> None:
+    first, second, third = [await submit(queue, 2) for _ in range(3)]
+    batch = await claim(queue)
+    for _ in range(2):
+        answer = await queue.complete(batch, report(batch, second, jobs=[second]))
+        assert [job.id for job in answer.ended] == [second]
+    assert (await job_of(queue, first)).done == 0
+    assert [job.job_id for job in await queue.hand_back(batch, third)] == [third]
+    assert await renew(queue, batch)
+    assert await lose(queue) == [(first, False)]
+    assert (await queue.complete(batch, report(batch, first, jobs=[first]))).is_stale
+    assert (await job_of(queue, third)).attempts == 1
+    assert (await job_of(queue, first)).attempts == 2
+    assert (await claim(queue)).requests.keys() == {first}, "alone, after the loss"
+    await audit(queue)
+
+
+async def test_a_failure_of_one_job_leaves_its_batch_mates_alone(queue: Queue) -> None:
+    poison, mate = await submit(queue, 1), await submit(queue, 1)
+    batch = await claim(queue)
+    await queue.fail(batch, JobError(code="sampling-failed", detail="NaN"), poison)
+    assert await ended(queue, batch, mate, jobs=[mate]) == [mate]
+    assert (await job_of(queue, poison)).attempts == 2
+    await audit(queue)
+
+
+async def test_a_job_that_runs_alone_needs_empty_hands(queue: Queue) -> None:
+    job_id = await submit(queue, 1)
+    await claim(queue)
+    await lose(queue)
+    with pytest.raises(EmptyHandsNeeded):
+        await next_batch(queue, is_empty_handed=False)
+    batch = await claim(queue)
+    assert batch.is_alone
+    assert batch.requests.keys() == {job_id}
+
+
+async def test_shorter_jobs_go_first_until_the_longer_have_waited_long_enough(queue: Queue, settings: Settings) -> None:
+    """A patience of 1 ms for each of 1,000 evaluations more is a second of precedence."""
+    patient = Queue(queue.redis, queue.blocking, settings.model_copy(update={"patience": 0.001}))
+    long = await submit(patient, 1, LANE, evaluations=1010)
+    short = await submit(patient, 1, OTHER_LANE, evaluations=10)
+    assert (await job_of(patient, long)).place == 1
+    assert [(await claim(patient)).requests.keys() for _ in range(2)] == [{short}, {long}]
+    hasty = Queue(queue.redis, queue.blocking, settings.model_copy(update={"patience": 0.0}))
+    long = await submit(hasty, 1, LANE, evaluations=1010)
+    await a_little_later(queue)
+    short = await submit(hasty, 1, OTHER_LANE, evaluations=10)
+    assert [(await claim(hasty)).requests.keys() for _ in range(2)] == [{long}, {short}]
+
+
+async def test_the_oldest_can_be_asked_for(queue: Queue) -> None:
+    long = await submit(queue, 1, LANE, evaluations=100)
+    await a_little_later(queue)
+    await submit(queue, 1, OTHER_LANE, evaluations=3)
+    batch = await next_batch(queue, is_for_oldest=True)
+    assert batch is not None
+    assert batch.requests.keys() == {long}
+
+
+async def test_a_full_worker_takes_only_what_is_much_shorter(queue: Queue) -> None:
+    long = await submit(queue, 1, LANE, evaluations=100)
+    assert await next_batch(queue, below=100) is None
+    short = await submit(queue, 20, OTHER_LANE, evaluations=99)
+    batch = await next_batch(queue, 8, below=100)
+    assert batch is not None
+    assert [tuple(part) for part in batch.parts] == [(short, 0, 8)]
+    assert (await job_of(queue, long)).status == "queued"
+    await audit(queue)
+
+
+async def test_renewal_tells_what_is_no_longer_wanted(queue: Queue, settings: Settings) -> None:
+    strict = Queue(queue.redis, queue.blocking, settings.model_copy(update={"max_attempts": 1}))
+    failed, mate = await submit(strict, 9), await submit(strict, 1)
+    first, second = await claim(strict), await claim(strict)
+    await strict.fail(first, JobError(code="sampling-failed", detail="NaN"))
+    done = {first.id: {failed: 0}, second.id: {failed: 7, mate: 7}}
+    assert await strict.renew(done) == Renewal(lost=(first.id,), closed=(failed,))
+    assert (await job_of(strict, mate)).progress().evaluations_done == 7
+
+
 async def test_progress_counts_what_is_done_and_what_is_under_way(queue: Queue) -> None:
     job_id = await submit(queue, 12)
     first, second = await claim(queue), await claim(queue)
-    assert await queue.renew(first, 10)
-    assert await queue.renew(second, 3)
+    assert await renew(queue, first, 10)
+    assert await renew(queue, second, 3)
     assert (await job_of(queue, job_id)).progress().evaluations_done == 8 * 10 + 4 * 3
     await queue.complete(first, report(first))
     progress = (await job_of(queue, job_id)).progress()
@@ -289,7 +384,7 @@ async def test_a_redis_out_of_memory_refuses_jobs_but_lets_claimed_ones_end(queu
     try:
         with pytest.raises(OutOfMemoryError):
             await submit(queue, 1)
-        assert await queue.renew(batch, 1)
+        assert await renew(queue, batch, 1)
         await queue.complete(batch, report(batch))
         last = await claim(queue)
         assert await ended(queue, last, job_id) == [job_id]
@@ -362,25 +457,32 @@ class Chaos:
 
     async def claim(self) -> None:
         worker = f"worker-{self.rng.randrange(3)}"
-        if batch := await self.queue.claim(new_id(), worker, self.rng.randint(1, 16), MODELS):
+        if batch := await next_batch(self.queue, self.rng.randint(1, 16), worker=worker):
             self.held.append(batch)
 
     async def lose(self) -> None:
         await lose(self.queue, f"worker-{self.rng.randrange(3)}")
 
     async def complete_one(self) -> None:
-        await self.complete(self.rng.choice(self.held))
+        batch = self.rng.choice(self.held)
+        await self.complete(batch, *self.rng.sample(sorted(batch.requests), self.rng.randint(1, len(batch.requests))))
 
     async def fail(self) -> None:
-        await self.queue.fail(self.rng.choice(self.held), JobError(code="sampling-failed", detail="NaN"))
+        batch = self.rng.choice(self.held)
+        await self.queue.fail(batch, JobError(code="sampling-failed", detail="NaN"), self.some_job(batch))
 
     async def hand_back(self) -> None:
-        await self.queue.hand_back(self.rng.choice(self.held))
+        batch = self.rng.choice(self.held)
+        await self.queue.hand_back(batch, self.some_job(batch))
 
-    async def complete(self, batch: Batch) -> None:
-        answer = await self.queue.complete(batch, report(batch))
+    def some_job(self, batch: Batch) -> str:
+        """One of its jobs, or "" for all."""
+        return self.rng.choice(["", *batch.requests])
+
+    async def complete(self, batch: Batch, *jobs: str) -> None:
+        answer = await self.queue.complete(batch, report(batch, jobs=jobs))
         if answer.to_write:
-            await self.queue.complete(batch, report(batch, *answer.to_write))
+            await self.queue.complete(batch, report(batch, *answer.to_write, jobs=jobs))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -392,7 +494,7 @@ async def test_counters_never_drift_whatever_happens(queue: Queue, seed: int) ->
     await audit(queue)
     for late in chaos.held:
         await chaos.complete(late)
-    while batch := await queue.claim(new_id(), "worker-1", 16, MODELS):
+    while batch := await next_batch(queue, 16):
         await chaos.complete(batch)
     await audit(queue)
     assert {(await job_of(queue, job_id)).status for job_id in chaos.jobs} <= {"succeeded", "failed"}

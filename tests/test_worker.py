@@ -16,16 +16,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics
 from service.catalogue import Catalogue
-from service.engine import Engine, choose_device
 from service.events import Events
-from service.job import Job
+from service.job import Job, JobError
 from service.kinds import KINDS
-from service.queue import Census, Queue, Report, new_id
-from service.sample import EVALUATIONS, Resolved, SampleRequest, resolve
+from service.queue import Census, JobReport, Queue, Report, new_id
+from service.sample import EVALUATIONS, Images, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
 from service.worker import Misconfigured, Worker
-from tests.helpers import eventually
+from tests.helpers import eventually, next_batch
+from tests.models.helpers import solve
 from tests.stores import exact_checkpoint
 
 pytestmark = pytest.mark.anyio
@@ -68,7 +68,7 @@ async def submit(settings: Settings, queue: Queue) -> Submit:
         request = SampleRequest.model_validate({"dataset": "points", "D": 128} | fields)
         model = offered.find(request.dataset, request.D)
         assert model is not None
-        resolved = resolve(request, model, settings.max_count, settings.max_pixels)
+        resolved = resolve(request, model, "exact", settings.max_count, settings.max_pixels)
         kind, job_id = KINDS["sample"], new_id()
         lane, cost = kind.lane(resolved), kind.evaluations(resolved)
         assert await queue.submit(job_id, kind.name, lane, resolved.count, cost, resolved.model_dump_json())
@@ -148,19 +148,97 @@ async def test_the_same_request_gives_the_same_images_in_any_company(
 async def test_concurrent_requests_of_one_kind_share_batches(
     settings: Settings, queue: Queue, submit: Submit, redis_url: str
 ) -> None:
-    """20 requests need no more than ceil(images / limit) + 1 batches; other keys never join; the metrics agree."""
+    """20 requests need no more network calls than ceil(images / limit) + 1 full batches; the metrics agree."""
     async with working(settings):
         catalogue = await queue.catalogue()
-        before = {D: metric("pfgmpp_batches_total", model=f"points-d{D}") for D in ("128", "inf")}
+        calls_before = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128")
         images_before = metric("pfgmpp_batch_images_sum", model="points-d128")
         ids = await asyncio.gather(*(submit(catalogue, count=3, seed=k) for k in range(20)))
         other = await submit(catalogue, D="inf", count=2)
         for job_id in (*ids, other):
             assert (await ended(queue, job_id)).status == "succeeded"
-    batches = metric("pfgmpp_batches_total", model="points-d128") - before["128"]
-    assert batches <= math.ceil(60 / settings.batch_images) + 1
+    calls = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128") - calls_before
+    assert calls <= (math.ceil(60 / settings.batch_images) + 1) * EVALUATIONS["heun"](18)
     assert metric("pfgmpp_batch_images_sum", model="points-d128") - images_before == 60
-    assert metric("pfgmpp_batches_total", model="points-dinf") - before["inf"] == 1
+
+
+async def test_a_short_job_overtakes_a_long_one_under_way(settings: Settings, queue: Queue, submit: Submit) -> None:
+    async with working(settings):
+        long = await submit(count=64, steps=64)
+        await eventually(lambda: _runs(queue, long))
+        short = await ended(queue, await submit(steps=2))
+        waiting = await queue.read(long)
+        assert waiting is not None
+        assert (short.status, waiting.status) == ("succeeded", "running")
+        assert (await ended(queue, long)).status == "succeeded"
+
+
+async def test_by_key_a_short_job_waits_for_the_batch_under_way(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    async with working(settings.model_copy(update={"batching": "by-key"})):
+        long = await submit(count=8, steps=64)
+        await eventually(lambda: _runs(queue, long))
+        short = await ended(queue, await submit(steps=2))
+        before = await ended(queue, long)
+    assert before.finished_ms is not None
+    assert short.started_ms is not None
+    assert short.started_ms >= before.finished_ms - 50, "claimed when the device was free"
+
+
+async def test_jobs_of_other_lengths_share_network_calls(settings: Settings, queue: Queue, submit: Submit) -> None:
+    async with working(settings):
+        catalogue = await queue.catalogue()
+        before = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128")
+        ids = await asyncio.gather(*(submit(catalogue, steps=steps) for steps in range(57, 65)))
+        for job_id in ids:
+            assert (await ended(queue, job_id)).status == "succeeded"
+        calls = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128") - before
+    assert calls <= 2 * 127, "eight jobs of 113 to 127 evaluations, side by side"
+
+
+async def test_images_of_a_job_that_has_failed_elsewhere_leave(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    strict = Queue(queue.redis, queue.blocking, settings.model_copy(update={"max_attempts": 1}))
+    async with working(settings):
+        catalogue = await queue.catalogue()
+    failing = await submit(catalogue, count=16, steps=64)
+    elsewhere = await next_batch(queue, worker="other", models=["points-d128"])
+    assert elsewhere is not None
+    wasted = metric("pfgmpp_network_evaluations_total", kind="wasted")
+    async with working(settings) as worker:
+        await eventually(lambda: _holds(worker))
+        await strict.fail(elsewhere, JobError(code="sampling-failed", detail="NaN"))
+        await eventually(lambda: _is_empty_handed(worker))
+        assert (await ended(queue, await submit())).status == "succeeded"
+    assert (await ended(queue, failing)).done == 0
+    assert metric("pfgmpp_network_evaluations_total", kind="wasted") > wasted
+
+
+async def _holds(worker: Worker) -> bool:
+    return any(share.evaluations_done for shares in worker.in_hand.values() for share in shares.values())
+
+
+async def _is_empty_handed(worker: Worker) -> bool:
+    return not worker.in_hand
+
+
+async def test_a_job_that_lost_a_worker_runs_alone(settings: Settings, queue: Queue, submit: Submit) -> None:
+    """It waits until the worker's hands are empty, and nothing joins it."""
+    async with working(settings):
+        catalogue = await queue.catalogue()
+    marked = await submit(catalogue, count=2, steps=40)
+    assert await next_batch(queue, models=["points-d128"])
+    await queue.disown("worker-1")
+    await queue.reap()
+    async with working(settings):
+        others = await asyncio.gather(*(submit(catalogue, steps=steps) for steps in (39, 40, 41, 42)))
+        jobs = [await ended(queue, job_id) for job_id in (marked, *others)]
+    assert {job.status for job in jobs} == {"succeeded"}
+    latency = jobs[0].latency()
+    assert latency is not None
+    assert latency.batch_images == 2
 
 
 async def test_steps_and_D_keep_batches_apart(settings: Settings, queue: Queue, submit: Submit) -> None:
@@ -175,7 +253,7 @@ async def test_steps_and_D_keep_batches_apart(settings: Settings, queue: Queue, 
     ]
     ids = [await submit(catalogue, **fields) for fields in requests * 2]
     lanes = []
-    while batch := await queue.claim(new_id(), worker.name, 8, worker.models):
+    while batch := await next_batch(queue, worker=worker.name, models=worker.models):
         lanes.append(batch.lane)
         assert batch.images == 2
     assert len(set(lanes)) == len(lanes) == len(requests)
@@ -240,7 +318,7 @@ async def test_a_batch_that_cannot_be_sampled_fails_with_the_reason(
         catalogue = await queue.catalogue()
         model = catalogue.find("points", 128)
         assert model is not None
-        good = resolve(SampleRequest(dataset="points", D=128, label=1), model, 10, 10**6)
+        good = resolve(SampleRequest(dataset="points", D=128, label=1), model, "exact", 10, 10**6)
         bad = Resolved.model_validate(good.model_dump() | {"labels": [99]})
         job_id = new_id()
         await queue.submit(job_id, "sample", KINDS["sample"].lane(bad), 1, 7, bad.model_dump_json())
@@ -271,14 +349,11 @@ async def test_a_job_whose_parts_are_damaged_fails_and_never_shows_blanks(
     async with working(settings):
         catalogue = await queue.catalogue()
     job_id = await submit(catalogue, count=12)
-    first = await queue.claim(new_id(), "other", 8, ["points-d128"])
+    first = await next_batch(queue, models=["points-d128"])
     assert first is not None
-    kind, requests = KINDS["sample"], {job_id: KINDS["sample"].parse(first.requests[job_id])}
-    engine = Engine(settings.model_store, choose_device("cpu"), 8)
-    [output] = kind.run(engine, first.parts, requests, lambda: None)
-    kind.keep(store, first.parts[0], output)
-    labels = {f"{job_id}:0": json.dumps(output.labels)}
-    await queue.complete(first, Report(timings={}, images=8, checkpoint="f" * 64, labels=labels, written={}))
+    KINDS["sample"].keep(store, first.parts[0], Images(np.zeros((8, 4, 4, 1), np.uint8), [0] * 8))
+    done = JobReport(timings={}, images=8, labels={0: json.dumps([0] * 8)}, is_written=False)
+    await queue.complete(first, Report(checkpoint="f" * 64, jobs={job_id: done}))
     part = store.path(job_id, "part-0-images.npy")
     part.unlink() if damage == "lost" else part.write_bytes(part.read_bytes()[:90])
     async with working(settings):
@@ -356,7 +431,7 @@ async def test_a_long_poll_answers_at_the_change_of_status(settings: Settings, q
     assert (await events.next_status(job_id, 0.05)).status == "queued"  # type: ignore[union-attr]
     change = asyncio.create_task(events.next_status(job_id, 60))
     await eventually(lambda: _has_waiter(events, job_id))
-    assert await queue.claim(new_id(), "worker-1", 8, ["points-d128"])
+    assert await next_batch(queue, models=["points-d128"])
     job = await asyncio.wait_for(change, 5)
     assert job is not None
     assert job.status == "running"
@@ -372,9 +447,14 @@ async def _has_waiter(events: Events, job_id: str) -> bool:
 async def test_the_cost_is_what_the_solver_asks_for(steps: int) -> None:
     import torch
 
-    from models.sampler import heun, noise_levels, solve
+    from models.sampler import heun, noise_levels
 
     asked: list[int] = []
     x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    solve(heun(x, noise_levels(steps)), lambda x, sigma: x / 2, lambda: asked.append(1))
+
+    def denoiser(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        asked.append(1)
+        return x / 2
+
+    solve(heun(x, noise_levels(steps)), denoiser)
     assert len(asked) == EVALUATIONS["heun"](steps)

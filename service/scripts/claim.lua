@@ -1,35 +1,53 @@
--- Claim up to `room` images of the lane that has waited longest, across jobs, splitting large ones.
--- A repeated call answers as the first. Returns {} when nothing waits, else {lane, parts, job, request, job, ...}.
--- ARGV: batch, worker, room, lease [ms], model, model, ...
-local batch, room = ARGV[1], tonumber(ARGV[3])
+-- Claim up to `room` images of the lane that is due first, or has waited longest, across jobs, splitting large ones.
+-- A job that must run alone is claimed by a worker with empty hands. A repeated call answers as the first.
+-- Returns {} when nothing waits, {"alone"} when empty hands are needed, else
+-- {lane, parts, 1 if alone else 0, job, request, submitted [ms], job, ...}.
+-- ARGV: batch, worker, room, lease [ms], below (evaluations per image; 0 = any), the oldest (1 or 0),
+--       hands are empty (1 or 0), model, ...
+local batch, room, below, oldest = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5]), ARGV[6] == '1'
+local AHEAD = 8  -- lanes of a model that are looked at for shorter jobs
+local last = oldest and -1 or below > 0 and AHEAD - 1 or 0
 
-local function answer(lane, text)
-  local told, seen = {lane, text}, {}
+local function answer(lane, text, alone)
+  local told, seen = {lane, text, alone}, {}
   for _, part in ipairs(parts(text)) do
     if not seen[part[1]] then
       seen[part[1]] = true
+      local job = redis.call('HMGET', P .. 'job:' .. part[1], 'request', 'submitted_ms')
       told[#told + 1] = part[1]
-      told[#told + 1] = redis.call('HGET', P .. 'job:' .. part[1], 'request') or ''
+      told[#told + 1] = job[1] or ''
+      told[#told + 1] = job[2] or '0'
     end
   end
   return told
 end
 
-local before = redis.call('HMGET', P .. 'batch:' .. batch, 'lane', 'parts')
-if before[1] then return answer(before[1], before[2]) end
+local function head_of(lane)
+  return redis.call('ZRANGE', P .. 'lane:' .. lane, 0, 0)[1]
+end
 
-local lane, oldest
-for i = 5, #ARGV do
-  local head = redis.call('ZRANGE', P .. 'lanes:' .. ARGV[i], 0, 0, 'WITHSCORES')
-  if #head > 0 and (not oldest or tonumber(head[2]) < oldest) then
-    lane, oldest = head[1], tonumber(head[2])
+local function is_short(lane)
+  return below == 0 or tonumber(redis.call('HGET', P .. 'job:' .. head_of(lane), 'evaluations')) < below
+end
+
+local before = redis.call('HMGET', P .. 'batch:' .. batch, 'lane', 'parts', 'alone')
+if before[1] then return answer(before[1], before[2], tonumber(before[3])) end
+
+local lane, due
+for i = 8, #ARGV do
+  local heads = redis.call('ZRANGE', P .. 'lanes:' .. ARGV[i], 0, last, 'WITHSCORES')
+  for k = 1, #heads, 2 do
+    local score = tonumber(oldest and redis.call('HGET', P .. 'job:' .. head_of(heads[k]), 'submitted_ms') or heads[k + 1])
+    if (not due or score < due) and is_short(heads[k]) then lane, due = heads[k], score end
   end
 end
 if not lane then return {} end
+local alone = redis.call('HGET', P .. 'job:' .. head_of(lane), 'alone') and 1 or 0
+if alone == 1 and ARGV[7] == '0' then return {'alone'} end
 
 local t, taken, claimed = now(), {}, 0
 while claimed < room do
-  local id = redis.call('ZRANGE', P .. 'lane:' .. lane, 0, 0)[1]
+  local id = head_of(lane)
   if not id then break end
   local key = P .. 'job:' .. id
   local job = redis.call('HMGET', key, 'status', 'queued', 'alone')
@@ -54,6 +72,7 @@ end
 redis.call('HINCRBY', P .. 'lane-images', lane, -claimed)
 index_lane(lane)
 local text = table.concat(taken, ';')
-redis.call('HSET', P .. 'batch:' .. batch, 'worker', ARGV[2], 'lane', lane, 'parts', text, 'claimed_ms', t)
+redis.call('HSET', P .. 'batch:' .. batch,
+  'worker', ARGV[2], 'lane', lane, 'parts', text, 'alone', alone, 'claimed_ms', t)
 redis.call('ZADD', P .. 'leases', t + ARGV[4], batch)
-return answer(lane, text)
+return answer(lane, text, alone)

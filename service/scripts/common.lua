@@ -1,9 +1,9 @@
 -- Put before every script. KEYS[1] is the prefix `pfgmpp:{queue}:`; every key of the queue:
 --   job:<id>        hash    one job; expires a retention time after its end
---   lane:<lane>     zset    jobs with unclaimed images -> when they were submitted [us]; lane = model|kind|...
+--   lane:<lane>     zset    jobs with unclaimed images -> when they are due [us]; lane = model|kind|...
 --   lanes:<model>   zset    lanes of a model that hold such jobs -> score of the head
 --   lane-images     hash    lane -> unclaimed images
---   batch:<id>      hash    what a worker has claimed; its id fences every answer; gone 5 min after its end
+--   batch:<id>      hash    what a worker has claimed and not delivered; its id fences every answer; gone 5 min after its end
 --   leases          zset    batches under way -> when their lease ends [ms]
 --   load            hash    evaluations accepted and not finished; running:<model> -> jobs running
 --   models          hash    model -> the facts last announced by a worker
@@ -103,17 +103,19 @@ local function finish(id, status, err, t, retention_ms)
   publish(id, status)
 end
 
--- Give the images of a batch back to their lanes; its jobs run alone from now on if the loss is charged to them.
--- A job is charged once for all batches that it had out when it was charged: one accident is one attempt.
--- Returns a flat list of job, model, "requeued" or "failed".
-local function give_back(batch, err, charged, t, max_attempts, retention_ms)
-  local told, seen = {}, {}
+-- Give the images of a batch back to their lanes, or those of one of its jobs; jobs run alone from now on if the loss
+-- is charged to them. A job is charged once for all batches that it had out when it was charged: one accident is one
+-- attempt. Returns a flat list of job, model, "requeued" or "failed".
+local function give_back(batch, only, err, charged, t, max_attempts, retention_ms)
+  local told, seen, left = {}, {}, {}
   local out = redis.call('HMGET', P .. 'batch:' .. batch, 'parts', 'claimed_ms')
   for _, part in ipairs(parts(out[1])) do
     local id, start, length = part[1], part[2], part[3]
     local key = P .. 'job:' .. id
     local job = redis.call('HMGET', key, 'status', 'queued', 'lane', 'score', 'attempts', 'charged_ms')
-    if is_open(job[1]) then
+    if only ~= '' and id ~= only then
+      left[#left + 1] = table.concat(part, ':')
+    elseif is_open(job[1]) then
       redis.call('HDEL', key, 'progress:' .. batch)
       if not seen[id] then
         seen[id] = true
@@ -137,7 +139,11 @@ local function give_back(batch, err, charged, t, max_attempts, retention_ms)
       end
     end
   end
-  redis.call('ZREM', P .. 'leases', batch)
-  redis.call('DEL', P .. 'batch:' .. batch)
+  if #left > 0 then
+    redis.call('HSET', P .. 'batch:' .. batch, 'parts', table.concat(left, ';'))
+  else
+    redis.call('ZREM', P .. 'leases', batch)
+    redis.call('DEL', P .. 'batch:' .. batch)
+  end
   return told
 end

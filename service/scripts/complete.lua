@@ -1,64 +1,73 @@
--- Record the images of a batch, all or nothing: a batch that was given back is refused, and so is one that would end
--- a job whose result is not written yet. A repeated call answers as the first.
+-- Record the images of some jobs of a batch, all or nothing: a batch that was given back is refused, and so is a job
+-- that would end before its result is written. The batch ends with its last job. A repeated call answers as the first.
 -- Returns {"stale"}, {"write", job, ...} or {"done", ended job, its record, ...}.
--- ARGV: batch, retention [ms], report: {timings: {name: ms}, images, checkpoint, written: {job: true},
---       labels: {"job:start": text}}
+-- ARGV: batch, retention [ms], report: {checkpoint, jobs: {job: {timings: {name: ms}, images, is_written,
+--       labels: {start: text}}}}
 local batch, report = ARGV[1], cjson.decode(ARGV[3])
 local key = P .. 'batch:' .. batch
-local batch_record = redis.call('HMGET', key, 'parts', 'ended')
-
-local function done(ended)
-  local told = {'done'}
-  for id in string.gmatch(ended, '[^;]+') do
-    told[#told + 1] = id
-    told[#told + 1] = record(id)
-  end
-  return told
-end
-
-if batch_record[2] then return done(batch_record[2]) end
+local batch_record = redis.call('HMGET', key, 'parts', 'delivered')
 if not batch_record[1] then return {'stale'} end
 
-local share, order, unwritten = {}, {}, {'write'}
+local share, starts, left = {}, {}, {}
 for _, part in ipairs(parts(batch_record[1])) do
-  if not share[part[1]] then order[#order + 1] = part[1] end
-  share[part[1]] = (share[part[1]] or 0) + part[3]
+  local id = part[1]
+  if report.jobs[id] then
+    share[id] = (share[id] or 0) + part[3]
+    starts[id] = starts[id] or {}
+    table.insert(starts[id], part[2])
+  else
+    left[#left + 1] = table.concat(part, ':')
+  end
 end
-for _, id in ipairs(order) do
+
+local unwritten = {'write'}
+for id, images in pairs(share) do
   local job = redis.call('HMGET', P .. 'job:' .. id, 'status', 'count', 'done')
-  if is_open(job[1]) and job[3] + share[id] >= tonumber(job[2]) and not report.written[id] then
+  if is_open(job[1]) and job[3] + images >= tonumber(job[2]) and not report.jobs[id].is_written then
     unwritten[#unwritten + 1] = id
   end
 end
 if #unwritten > 1 then return unwritten end
 
-local t, ended = now(), {}
-for _, part in ipairs(parts(batch_record[1])) do
-  local job_key = P .. 'job:' .. part[1]
-  if is_open(redis.call('HGET', job_key, 'status')) then
-    redis.call('HSET', job_key, 'labels:' .. part[2], report.labels[part[1] .. ':' .. part[2]])
-  end
-end
-for _, id in ipairs(order) do
-  local job_key = P .. 'job:' .. id
+local t, delivered = now(), {}
+for id, images in pairs(share) do
+  local job_key, of_job = P .. 'job:' .. id, report.jobs[id]
   local job = redis.call('HMGET', job_key, 'status', 'count', 'evaluations', 'batch_images')
+  delivered[#delivered + 1] = id
   if is_open(job[1]) then
-    for name, ms in pairs(report.timings) do redis.call('HINCRBYFLOAT', job_key, name, ms) end
+    for _, start in ipairs(starts[id]) do
+      redis.call('HSET', job_key, 'labels:' .. start, of_job.labels[tostring(start)])
+    end
+    for name, ms in pairs(of_job.timings) do redis.call('HINCRBYFLOAT', job_key, name, ms) end
     redis.call('HSET', job_key, 'checkpoint', report.checkpoint,
-      'batch_images', math.max(report.images, tonumber(job[4] or '0')))
+      'batch_images', math.max(of_job.images, tonumber(job[4] or '0')))
     redis.call('HDEL', job_key, 'progress:' .. batch)
-    local done = redis.call('HINCRBY', job_key, 'done', share[id])
-    redis.call('HINCRBY', P .. 'load', 'evaluations', -share[id] * job[3])
+    local done = redis.call('HINCRBY', job_key, 'done', images)
+    redis.call('HINCRBY', P .. 'load', 'evaluations', -images * job[3])
     if done >= tonumber(job[2]) then
       finish(id, 'succeeded', '', t, ARGV[2])
-      ended[#ended + 1] = id
     else
       publish(id, 'progress')
     end
   end
 end
-ended = table.concat(ended, ';')
-redis.call('HSET', key, 'ended', ended)
-redis.call('PEXPIRE', key, 300000)
-redis.call('ZREM', P .. 'leases', batch)
-return done(ended)
+if #delivered > 0 then
+  local all = table.concat(delivered, ';')
+  if batch_record[2] then all = batch_record[2] .. ';' .. all end
+  redis.call('HSET', key, 'parts', table.concat(left, ';'), 'delivered', all)
+  batch_record[2] = all
+  if #left == 0 then
+    redis.call('PEXPIRE', key, 300000)
+    redis.call('ZREM', P .. 'leases', batch)
+  end
+end
+
+local told, known = {'done'}, {}
+for id in string.gmatch(batch_record[2] or '', '[^;]+') do known[id] = true end
+for id in pairs(report.jobs) do
+  if known[id] and redis.call('HGET', P .. 'job:' .. id, 'status') == 'succeeded' then
+    told[#told + 1] = id
+    told[#told + 1] = record(id)
+  end
+end
+return told

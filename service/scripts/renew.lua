@@ -1,13 +1,22 @@
--- Prolong the lease of a batch and note how far it is. Returns 1, or 0 when the batch is no longer the worker's.
--- ARGV: batch, lease [ms], evaluations done per image
-local batch = ARGV[1]
-if not redis.call('ZSCORE', P .. 'leases', batch) then return 0 end
-redis.call('ZADD', P .. 'leases', now() + ARGV[2], batch)
-for _, part in ipairs(parts(redis.call('HGET', P .. 'batch:' .. batch, 'parts'))) do
-  local key = P .. 'job:' .. part[1]
-  if redis.call('HGET', key, 'status') == 'running' then
-    redis.call('HSET', key, 'progress:' .. batch, ARGV[3] * part[3])
-    publish(part[1], 'progress')
+-- Prolong the leases of batches and note how far their jobs are.
+-- Returns the batches that are no longer the worker's, and the jobs no longer open: {{batch, ...}, {job, ...}}.
+-- ARGV: lease [ms], {batch: {job: evaluations done}}
+local t, lost, closed = now(), {}, {}
+for batch, jobs in pairs(cjson.decode(ARGV[2])) do
+  if redis.call('ZSCORE', P .. 'leases', batch) then
+    redis.call('ZADD', P .. 'leases', t + ARGV[1], batch)
+    for id, done in pairs(jobs) do
+      local key = P .. 'job:' .. id
+      local status = redis.call('HGET', key, 'status')
+      if not is_open(status) then
+        closed[#closed + 1] = id
+      elseif tonumber(redis.call('HGET', key, 'progress:' .. batch) or '0') < done then
+        redis.call('HSET', key, 'progress:' .. batch, done)
+        publish(id, 'progress')
+      end
+    end
+  else
+    lost[#lost + 1] = batch
   end
 end
-return 1
+return {lost, closed}

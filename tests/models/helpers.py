@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from models.card import Card, UNetOptions
 from models.checkpoint import build
+from models.sampler import Solver
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 FALSE_ALARM = 1e-3
 """How often a right law fails a test of it by chance; never again with the same seed, and all seeds are fixed."""
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x [B, C, H, W], sigma [B]) -> the denoised estimate [B, C, H, W]."""
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -104,3 +108,15 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def solve(solver: Solver, denoiser: Denoiser) -> Tensor:
+    """What a solver returns, its queries answered by a denoiser."""
+    query = next(solver)
+    while True:
+        sigma = torch.full(query.x.shape[:1], query.sigma, dtype=torch.float64, device=query.x.device)
+        denoised = denoiser(query.x, sigma).to(torch.float64)
+        try:
+            query = solver.send(denoised)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

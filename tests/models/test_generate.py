@@ -9,7 +9,7 @@ import torch
 
 from models import checkpoint
 from models.checkpoint import Model
-from models.generate import Generator, UInt8Array, chosen_labels, cut, filled, steady_shapes, to_uint8
+from models.generate import Generator, UInt8Array, Walk, chosen_labels, cut, filled, steady_shapes, to_uint8
 from models.seeds import drawn_label
 from tests.models.helpers import card, random_tensors, torch_threads
 
@@ -119,18 +119,32 @@ def test_a_model_without_classes_needs_no_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_a_batch_is_evaluated_2n_minus_1_times(tiny: Model, count: int) -> None:
-    evaluations: list[None] = []
-    Generator(tiny, (8,)).images(range(count), [0] * count, 4, lambda: evaluations.append(None))
-    assert len(evaluations) == 7
+def test_a_walk_takes_2n_minus_1_evaluations(tiny: Model, count: int) -> None:
+    generator, evaluations = Generator(tiny, (8,)), 0
+    walk = generator.walk(range(count), [None] * count, 4)
+    while not walk.is_finished:
+        generator.evaluate([walk])
+        evaluations += 1
+    assert evaluations == 7
 
 
-def test_an_error_in_on_evaluation_ends_the_sampling(tiny: Model) -> None:
-    def abandon() -> None:
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        Generator(tiny, (8,)).images([1], [0], STEPS, abandon)
+def test_walks_of_other_lengths_and_positions_share_evaluations_without_a_trace(generator: Generator) -> None:
+    """Each enters when another is half way, with its own number of steps, and gets the images it gets alone."""
+    plans = {0: (SEEDS[:3], 5), 2: (SEEDS[3:4], 3), 3: (SEEDS[4:16], 2), 7: (SEEDS[16:17], 4)}
+    under_way: dict[int, Walk] = {}
+    found: dict[int, UInt8Array] = {}
+    turn = 0
+    while turn in plans or under_way or turn < max(plans):
+        if turn in plans:
+            seeds, steps = plans[turn]
+            under_way[turn] = generator.walk(seeds, [None] * len(seeds), steps)
+        if under_way:
+            generator.evaluate(list(under_way.values()))
+        found |= {start: walk.images() for start, walk in under_way.items() if walk.is_finished}
+        under_way = {start: walk for start, walk in under_way.items() if not walk.is_finished}
+        turn += 1
+    for start, (seeds, steps) in plans.items():
+        assert (found[start] == generator.images(seeds, [None] * len(seeds), steps)).all()
 
 
 @pytest.fixture
@@ -140,6 +154,11 @@ def overflowing(tmp_path: Path) -> Model:
     tensors["model.dec.8x8_block1.conv1.weight"].fill_(3e38)
     checkpoint.save(tmp_path / "m.safetensors", card(), tensors)
     return checkpoint.load(tmp_path / "m.safetensors")
+
+
+def test_there_are_no_images_before_the_end(tiny: Model) -> None:
+    with pytest.raises(ValueError, match="has not come to its end"):
+        Generator(tiny, (8,)).walk([1], [0], STEPS).images()
 
 
 def test_images_that_are_not_finite_are_an_error(overflowing: Model) -> None:

@@ -1,0 +1,199 @@
+"""What a worker has in hand, and the thread that takes it to its end, one network call at a time."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from service import metrics
+from service.engine import Engine
+from service.job import Part
+from service.kinds import Kind, Request
+from service.policy import Appetite, Flight, Policy, spans
+from service.queue import Batch
+from service.sample import Walk
+
+
+@dataclass(eq=False)
+class Share:
+    """What a batch holds of one job: how far it is, and where its time went. Times are of time.monotonic."""
+
+    batch: Batch
+    job_id: str
+    kind: Kind[Request, object]
+    request: Request
+    cohorts: "list[Cohort]" = field(default_factory=list)
+    claimed: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    sampled: float = 0.0
+    evaluations_done: int = 0
+    """Network evaluations, one per image."""
+    widest: int = 0
+    """Images in the largest network call that carried it."""
+    is_dropped: bool = False
+
+    @property
+    def images(self) -> int:
+        return sum(cohort.images for cohort in self.cohorts)
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for part in self.batch.parts if part.job_id == self.job_id]
+
+    def walks(self, part: Part) -> list[Walk]:
+        """The walks of a part that have been begun, in order."""
+        return [cohort.walk for cohort in self.cohorts if cohort.part == part and cohort.walk]
+
+
+@dataclass(eq=False)
+class Cohort:
+    """A few images of a share that walk together; a Candidate of the policy."""
+
+    share: Share
+    part: Part
+    """The part of the batch to which they belong."""
+    start: int
+    images: int
+    flight: Flight
+    remaining: int
+    submitted: float
+    walk: Walk | None = None
+
+
+def shares_of(batch: Batch, kind: Kind[Request, object], width: Callable[[Flight], int]) -> list[Share]:
+    """A claimed batch, cut into cohorts. Raises ValueError when a request in it cannot be read."""
+    shares = {job_id: Share(batch, job_id, kind, kind.parse(request)) for job_id, request in batch.requests.items()}
+    for part in batch.parts:
+        share = shares[part.job_id]
+        flight, evaluations = kind.flight(share.request), kind.evaluations(share.request)
+        share.cohorts += [
+            Cohort(share, part, part.start + start, length, flight, evaluations, batch.submitted[part.job_id])
+            for start, length in spans(part.length, width(flight))
+        ]
+    return list(shares.values())
+
+
+class Inflight:
+    """Cohorts under way on one device. `run` is the life of the thread that computes; all else is for any thread.
+
+    Every turn is one network call of the cohorts that the policy chooses: those at their end leave, and those that
+    came in the meantime enter.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        policy: Policy,
+        on_sampled: Callable[[list[Share]], None],
+        on_failure: Callable[[list[Share], Exception], None],
+        on_turn: Callable[[], None],
+    ):
+        self.engine = engine
+        self.policy = policy
+        self.images_per_second = 0.0
+        """Images x evaluations per second, lately."""
+        self._on_sampled, self._on_failure, self._on_turn = on_sampled, on_failure, on_turn
+        self._cohorts: list[Cohort] = []
+        self._changed = threading.Condition()
+        self._is_watched = False
+        self._is_closed = False
+
+    def enter(self, shares: Sequence[Share]) -> None:
+        """Take shares in hand; they are evaluated from the next turn on."""
+        with self._changed:
+            self._cohorts += [cohort for share in shares for cohort in share.cohorts]
+            self._changed.notify()
+
+    def drop(self, shares: Sequence[Share]) -> None:
+        """Let go of shares: they leave at the next evaluation, and nothing more is heard of them."""
+        with self._changed:
+            for share in shares:
+                share.is_dropped = True
+            self._cohorts = [cohort for cohort in self._cohorts if not cohort.share.is_dropped]
+        for share in shares:
+            _count(share, "wasted")
+
+    def close(self) -> None:
+        """Let go of everything, and let `run` return."""
+        with self._changed:
+            self._cohorts = []
+            self._is_closed = True
+            self._changed.notify()
+
+    def appetite(self, claims: int) -> Appetite | None:
+        """What to claim next, after so many claims."""
+        with self._changed:
+            return self.policy.appetite(self._cohorts, self.engine.capacity, claims)
+
+    def watch(self) -> None:
+        """Ask for one `on_turn`, after the turn under way."""
+        self._is_watched = True
+
+    def run(self) -> None:
+        """Evaluate what is in hand, turn after turn, until closed."""
+        turn = 0
+        while chosen := self._next(turn):
+            turn += 1
+            shares = list(dict.fromkeys(cohort.share for cohort in chosen))
+            try:
+                self._evaluate(chosen, shares)
+            except Exception as error:  # noqa: BLE001
+                failed = [share for share in shares if not share.is_dropped]
+                self.drop(failed)
+                self._on_failure(failed, error)
+                continue
+            self._land(chosen)
+            if self._is_watched:
+                self._is_watched = False
+                self._on_turn()
+
+    def _next(self, turn: int) -> list[Cohort]:
+        """The cohorts of the next network call, waiting for some; [] once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._cohorts or self._is_closed)
+            return self.policy.choose(self._cohorts, self.engine.width, turn)
+
+    def _evaluate(self, chosen: Sequence[Cohort], shares: Sequence[Share]) -> None:
+        """One network call."""
+        started, flight = time.monotonic(), chosen[0].flight
+        images = sum(cohort.images for cohort in chosen)
+        for share in shares:
+            share.started = share.started or started
+            share.widest = max(share.widest, images)
+        walks = [_walk(cohort, self.engine) for cohort in chosen]
+        self.engine.evaluate(flight, walks)
+        seconds = time.monotonic() - started
+        for cohort in chosen:
+            cohort.remaining -= 1
+            cohort.share.evaluations_done += cohort.images
+        rate = images / max(seconds, 1e-6)
+        self.images_per_second += 0.05 * (rate - self.images_per_second) if self.images_per_second else rate
+        metrics.observe_evaluation(flight.model, seconds, self.engine.evaluated(flight, images) - images)
+
+    def _land(self, chosen: Sequence[Cohort]) -> None:
+        """Take the cohorts at their end out of hand, and pass on the shares that are whole."""
+        landed = {cohort for cohort in chosen if cohort.walk and cohort.walk.is_finished}
+        if not landed:
+            return
+        with self._changed:
+            self._cohorts = [cohort for cohort in self._cohorts if cohort not in landed]
+        now, whole = time.monotonic(), []
+        for share in dict.fromkeys(cohort.share for cohort in landed):
+            if not share.is_dropped and all(cohort.walk and cohort.walk.is_finished for cohort in share.cohorts):
+                share.sampled = now
+                _count(share, "useful")
+                whole.append(share)
+        if whole:
+            self._on_sampled(whole)
+
+
+def _walk(cohort: Cohort, engine: Engine) -> Walk:
+    """The walk of a cohort, begun if it has not been."""
+    if cohort.walk is None:
+        share = cohort.share
+        cohort.walk = share.kind.walk(engine, share.request, cohort.start, cohort.images)
+    return cohort.walk
+
+
+def _count(share: Share, kind: str) -> None:
+    metrics.network_evaluations.labels(share.batch.model, kind).inc(share.evaluations_done)
