@@ -1,7 +1,7 @@
 """Images from seeds: the prior, the label and the path of each image are its own, whatever shares its batch.
 
-The last bits of a float32 network depend on the shape of its batch, for the libraries choose their kernels by it. So
-every batch is cut into shapes that `steady_shapes` has seen to give the same bits, and the last is filled up.
+Every batch is cut into sizes in which the network was seen to give the same bits (`models.shapes`), and the last is
+filled up.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,7 @@ from models.checkpoint import Model
 from models.kernel import prior
 from models.sampler import SOLVERS, Query, Solver, noise_levels
 from models.seeds import drawn_label
-
-REFERENCE_SHAPE = 8
-"""The smallest batch; its bits are the ones promised for a seed."""
+from models.shapes import Shapes, filled
 
 UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -58,15 +56,15 @@ class Walk:
 
 @dataclass(frozen=True)
 class Generator:
-    """A model with the batch shapes in which it is run."""
+    """A model with the batch sizes in which it is run."""
 
     model: Model
-    shapes: tuple[int, ...]
+    shapes: Shapes
 
     @property
     def width(self) -> int:
-        """The most images of a network call."""
-        return max(self.shapes)
+        """The most images of a network call; more would bring nothing but delay."""
+        return self.shapes.width
 
     def walk(self, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str = "heun") -> Walk:
         """The walk of one image per seed, from the prior on; labels of None are drawn from the seed."""
@@ -101,7 +99,7 @@ class Generator:
 
     def denoise(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The denoised estimates [B, C, H, W] for any B, the same bits for an image in any company."""
-        pieces = cut(len(x), self.shapes)
+        pieces = self.shapes.cut(len(x))
         x = filled(x, sum(pieces)).contiguous(memory_format=torch.channels_last)
         own = None if labels is None else filled(labels, sum(pieces))
         return self._run(pieces, x, filled(sigma, sum(pieces)), own)[: len(sigma)]
@@ -124,52 +122,3 @@ def to_uint8(x: Tensor) -> UInt8Array:
     """Pixels [B, C, H, W] in [-1, 1] as uint8 [B, H, W, C]; what lies outside is clipped."""
     pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def filled(rows: Tensor, size: int) -> Tensor:
-    """`rows` [n, ...] as they are when n = size, else filled up to it with copies of the first."""
-    missing = size - len(rows)
-    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
-
-
-def cut(count: int, shapes: Sequence[int]) -> list[int]:
-    """The shapes, largest first, in which a batch is run: filled up where that costs at most a quarter more."""
-    pieces: list[int] = []
-    while count > 0:
-        covering = [shape for shape in shapes if count <= shape <= 1.25 * count]
-        within = [shape for shape in shapes if shape <= count]
-        shape = min(covering) if covering else max(within, default=min(shapes))
-        pieces.append(shape)
-        count -= shape
-    return pieces
-
-
-@torch.inference_mode()
-def steady_shapes(model: Model, largest: int) -> tuple[int, ...]:
-    """The batch shapes 8, 16, 32 ... up to `largest` in which the network gives the bits of the smallest.
-
-    Which kernels a library takes depends on shapes alone, so one random batch tells, for every model of the same
-    architecture, resolution and classes; and it warms the network up.
-    """
-    shapes = [REFERENCE_SHAPE]
-    while 2 * shapes[-1] <= largest:
-        shapes.append(2 * shapes[-1])
-    batch = _random_batch(model, shapes[-1])
-    reference = Generator(model, (REFERENCE_SHAPE,)).denoise(*batch)
-    larger = [
-        shape
-        for shape in shapes[1:]
-        if torch.equal(model.network(*(rows[:shape] for rows in batch)), reference[:shape])
-    ]
-    return (REFERENCE_SHAPE, *larger)
-
-
-def _random_batch(model: Model, size: int) -> list[Tensor]:
-    """Inputs of a network, all different: x [B, C, H, W], sigma [B] and, if it has classes, labels [B, classes]."""
-    card, device = model.card, model.device
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(size, *card.shape, generator=rng, dtype=torch.float64).to(device)
-    sigma = card.sigma_min + card.sigma_max * torch.rand(size, generator=rng, dtype=torch.float64).to(device)
-    classes = len(card.classes)
-    labels = [torch.eye(classes, device=device)[torch.arange(size) % classes]] if classes else []
-    return [x.contiguous(memory_format=torch.channels_last), sigma, *labels]

@@ -9,8 +9,9 @@ from sklearn.svm import SVC
 
 from models.checkpoint import Model
 from models.data import Dataset, load_digits
-from models.generate import Generator, UInt8Array, steady_shapes, to_uint8
+from models.generate import Generator, UInt8Array, to_uint8
 from models.kernel import FloatArray
+from models.shapes import steady_shapes
 
 BATCH = 64
 

@@ -9,7 +9,8 @@ import torch
 import models.generate
 from models.card import SHIPPED, CheckpointError, checkpoint_files, format_D
 from models.checkpoint import Model, load
-from models.generate import Generator, cut, steady_shapes
+from models.generate import Generator
+from models.shapes import Shapes, steady_shapes
 from service.catalogue import ModelFacts
 from service.logs import get_logger
 from service.policy import Flight
@@ -26,7 +27,7 @@ class Engine:
     def __init__(self, store: Path | None, device: torch.device, largest_batch: int):
         self.device = device
         self._generators: dict[str, Generator] = {}
-        self._shapes: dict[object, tuple[int, ...]] = {}
+        self._shapes: dict[object, Shapes] = {}
         for path in checkpoint_files(store or SHIPPED):
             self._take(path, largest_batch)
 
@@ -45,10 +46,10 @@ class Engine:
             log.exception("checkpoint refused", file=path.name)
             return
         self._generators[name] = Generator(model, shapes)
-        log.info("checkpoint loaded", model=name, batch_shapes=list(shapes), file=path.name)
+        log.info("checkpoint loaded", model=name, batch_sizes=list(shapes.sizes), file=path.name)
 
-    def _steady_shapes(self, model: Model, largest_batch: int) -> tuple[int, ...]:
-        """The batch shapes of a model, looked for once for all models of the same make."""
+    def _steady_shapes(self, model: Model, largest_batch: int) -> Shapes:
+        """The batch sizes of a model, looked for once for all models of the same make."""
         make = (model.card.architecture, model.card.shape, len(model.card.classes))
         if make not in self._shapes:
             self._shapes[make] = steady_shapes(model, largest_batch)
@@ -74,7 +75,7 @@ class Engine:
 
     def evaluated(self, flight: Flight, images: int) -> int:
         """How many images the network sees when it is asked for so many: those and what fills the batch up."""
-        return sum(cut(images, self._generator(flight).shapes))
+        return sum(self._generator(flight).shapes.cut(images))
 
     def walk(self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str) -> Walk:
         """The walk of one image per seed; labels of None are drawn from the seed."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.card import Card, UNetOptions
 from models.checkpoint import build
 from models.sampler import Solver
+from models.shapes import Shapes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -67,6 +68,11 @@ def random_tensors(card: Card) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(0)
     expected = build(card).state_dict()
     return {name: 0.1 * torch.randn(tensor.shape, generator=rng) for name, tensor in expected.items()}
+
+
+def shapes(*sizes: int) -> Shapes:
+    """These batch sizes, as if an evaluation cost as much as its images and one more."""
+    return Shapes(sizes, tuple(size + 1.0 for size in sizes))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -17,7 +17,7 @@ import models
 from models.card import METADATA_KEY, SHIPPED, CheckpointError, ExactOptions, checkpoint_files, file_sha256
 from models.checkpoint import Model, load, save
 from models.generate import Generator
-from tests.models.helpers import card, parameters, random_tensors
+from tests.models.helpers import card, parameters, random_tensors, shapes
 
 NAME = "model.dec.8x8_aux_conv.weight"
 
@@ -157,7 +157,7 @@ def test_the_shipped_models_load(file: str, D: float) -> None:
     assert model.card.name == f"digits-{file}"
     assert model.card.classes == tuple("0123456789")
     assert model.card.shape == (1, 8, 8)
-    assert Generator(model, (8,)).images([1], [3], 2).shape == (1, 8, 8, 1)
+    assert Generator(model, shapes(8)).images([1], [3], 2).shape == (1, 8, 8, 1)
 
 
 def test_four_models_are_shipped() -> None:
@@ -173,7 +173,7 @@ def test_a_loaded_model_outlives_a_file_saved_in_its_place(path: Path, tiny: Mod
     save(path, card(), random_tensors(card()))
     model = load(path)
     save(path, card(), {name: torch.zeros_like(tensor) for name, tensor in random_tensors(card()).items()})
-    assert (Generator(model, (8,)).images([1], [0], 2) == Generator(tiny, (8,)).images([1], [0], 2)).all()
+    assert (Generator(model, shapes(8)).images([1], [0], 2) == Generator(tiny, shapes(8)).images([1], [0], 2)).all()
 
 
 def test_no_file_of_the_models_can_unpickle() -> None:

@@ -13,7 +13,7 @@ from models import checkpoint
 from models.card import ExactOptions
 from models.exact import ExactDenoiser
 from models.generate import Generator, UInt8Array, to_uint8
-from tests.models.helpers import FIXTURES, Array, card, in_proportion, relative_error
+from tests.models.helpers import FIXTURES, Array, card, in_proportion, relative_error, shapes
 
 LOSS = load_file(FIXTURES / "loss.safetensors")
 EVERY_D = pytest.mark.parametrize("D", [1, 128, math.inf])
@@ -85,7 +85,7 @@ def sampled(folder: Path, D: float, classes: int, labels: list[int], count: int 
     names = ("first", "second")[:classes]
     own = card(D=D, resolution=2, channels=1, classes=names, architecture=ExactOptions(examples=6))
     checkpoint.save(folder / "exact.safetensors", own, tensors)
-    generator = Generator(checkpoint.load(folder / "exact.safetensors"), (8, 512))
+    generator = Generator(checkpoint.load(folder / "exact.safetensors"), shapes(8, 512))
     images = generator.images(range(count), labels * (count if classes else 0), steps=18).reshape(count, -1)
     hits = (images[:, None] == POINTS).all(-1)
     assert hits.any(1).all()

@@ -9,9 +9,10 @@ import torch
 
 from models import checkpoint
 from models.checkpoint import Model
-from models.generate import Generator, UInt8Array, Walk, chosen_labels, cut, filled, steady_shapes, to_uint8
+from models.generate import Generator, UInt8Array, Walk, chosen_labels, to_uint8
 from models.seeds import drawn_label
-from tests.models.helpers import card, random_tensors, torch_threads
+from models.shapes import steady_shapes
+from tests.models.helpers import card, random_tensors, shapes, torch_threads
 
 STEPS = 3
 SEEDS = [2**62 + 977 * i for i in range(64)]
@@ -57,7 +58,7 @@ def test_an_image_is_the_same_next_to_any_others(generator: Generator, together:
 def test_an_image_is_the_same_in_batches_of_the_reference_shape_alone(
     generator: Generator, together: UInt8Array
 ) -> None:
-    assert (images(Generator(generator.model, (8,)), SEEDS[:20]) == together[:20]).all()
+    assert (images(Generator(generator.model, shapes(8)), SEEDS[:20]) == together[:20]).all()
 
 
 def test_an_image_is_the_same_with_another_number_of_threads(generator: Generator, together: UInt8Array) -> None:
@@ -66,15 +67,14 @@ def test_an_image_is_the_same_with_another_number_of_threads(generator: Generato
 
 
 @pytest.mark.parametrize("size", [1, 7, 9, 40])
-def test_the_network_sees_no_batch_but_the_steady_shapes(generator: Generator, size: int) -> None:
-    """A single 8x8 image by itself would come out with other last bits, which 3 steps do not bring to a byte."""
+def test_the_network_sees_no_batch_but_the_steady_sizes(generator: Generator, size: int) -> None:
     seen: set[int] = set()
     hook = generator.model.network.register_forward_pre_hook(lambda network, inputs: seen.update(map(len, inputs)))
     try:
         images(generator, SEEDS[:size])
     finally:
         hook.remove()
-    assert seen == set(cut(size, generator.shapes))
+    assert seen == set(generator.shapes.cut(size))
 
 
 @pytest.mark.parametrize("size", [1, 7, 9, 33])
@@ -120,7 +120,7 @@ def test_a_model_without_classes_needs_no_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_a_walk_takes_2n_minus_1_evaluations(tiny: Model, count: int) -> None:
-    generator, evaluations = Generator(tiny, (8,)), 0
+    generator, evaluations = Generator(tiny, shapes(8)), 0
     walk = generator.walk(range(count), [None] * count, 4)
     while not walk.is_finished:
         generator.evaluate([walk])
@@ -158,56 +158,21 @@ def overflowing(tmp_path: Path) -> Model:
 
 def test_there_are_no_images_before_the_end(tiny: Model) -> None:
     with pytest.raises(ValueError, match="has not come to its end"):
-        Generator(tiny, (8,)).walk([1], [0], STEPS).images()
+        Generator(tiny, shapes(8)).walk([1], [0], STEPS).images()
 
 
 def test_images_that_are_not_finite_are_an_error(overflowing: Model) -> None:
     with pytest.raises(FloatingPointError, match="tiny-d128"):
-        Generator(overflowing, (8,)).images([1], [0], STEPS)
+        Generator(overflowing, shapes(8)).images([1], [0], STEPS)
 
 
-def test_the_smallest_shape_is_steady_even_where_estimates_are_not_finite(overflowing: Model) -> None:
-    assert steady_shapes(overflowing, 16)[0] == 8
+def test_the_reference_size_is_steady_even_where_estimates_are_not_finite(overflowing: Model) -> None:
+    assert steady_shapes(overflowing, 16).sizes == (8,)
 
 
-@pytest.mark.parametrize(("largest", "most"), [(1, 8), (8, 8), (15, 8), (16, 16), (100, 64)])
-def test_steady_shapes_are_powers_of_two_from_8_on(tiny: Model, largest: int, most: int) -> None:
-    shapes = steady_shapes(tiny, largest)
-    assert shapes[0] == 8
-    assert set(shapes) <= {8, 16, 32, 64}
-    assert max(shapes) <= most
-
-
-def test_every_steady_shape_gives_the_bits_of_the_smallest(generator: Generator, together: UInt8Array) -> None:
-    for shape in generator.shapes:
-        assert (images(Generator(generator.model, (shape,)), SEEDS[:5]) == together[:5]).all()
-
-
-@pytest.mark.parametrize("shapes", [(8,), (8, 16), (8, 16, 32, 64), (8, 64), (8, 32, 128)])
-def test_a_cut_covers_every_count_with_little_padding(shapes: tuple[int, ...]) -> None:
-    for count in range(300):
-        pieces = cut(count, shapes)
-        before_last = sum(pieces[:-1])
-        assert set(pieces) <= set(shapes)
-        assert pieces == sorted(pieces, reverse=True)
-        assert sum(pieces) >= count
-        assert before_last < count or count == 0
-        rest = count - before_last
-        assert sum(pieces) <= before_last + max(1.25 * rest, shapes[0])
-
-
-@pytest.mark.parametrize(
-    ("count", "pieces"),
-    [(0, []), (1, [8]), (8, [8]), (9, [8, 8]), (26, [32]), (25, [16, 8, 8]), (51, [32, 16, 8]), (52, [64])],
-)
-def test_a_cut_fills_a_shape_up_where_that_costs_at_most_a_quarter(count: int, pieces: list[int]) -> None:
-    assert cut(count, (8, 16, 32, 64)) == pieces
-
-
-def test_filled_repeats_the_first_row() -> None:
-    rows = torch.arange(6.0).view(3, 2)
-    assert filled(rows, 3) is rows
-    assert filled(rows, 5).tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [0, 1]]
+def test_every_steady_size_gives_the_same_bytes(generator: Generator, together: UInt8Array) -> None:
+    for size in generator.shapes.sizes:
+        assert (images(Generator(generator.model, shapes(size)), SEEDS[:5]) == together[:5]).all()
 
 
 def test_pixels_are_rounded_and_clipped() -> None:
