@@ -38,6 +38,8 @@ class Batch:
     """When its jobs were submitted, in seconds, by id."""
     is_alone: bool = False
     """Whether its job has brought a worker down before, and must not share one with others."""
+    leaves_more: bool = False
+    """Whether something else waited for the worker's models."""
 
     @property
     def images(self) -> int:
@@ -201,11 +203,11 @@ class Queue:
             return None
         if answer[0] == "alone":
             raise EmptyHandsNeeded
-        lane, text, is_alone, *rest = answer
+        lane, text, is_alone, leaves_more, *rest = answer
         jobs = _rows(rest, 3)
         requests = {job_id: request for job_id, request, _ in jobs}
         submitted = {job_id: int(ms) / 1000 for job_id, _, ms in jobs}
-        return Batch(batch_id, lane, _parts(text), requests, submitted, bool(is_alone))
+        return Batch(batch_id, lane, _parts(text), requests, submitted, bool(is_alone), bool(leaves_more))
 
     async def renew(self, done: Mapping[str, Mapping[str, int]]) -> Renewal:
         """Prolong the leases of batches and note the evaluations done of their jobs: {batch: {job: evaluations}}."""

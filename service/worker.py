@@ -148,23 +148,18 @@ class Worker:
                 await self._next_turn()
                 continue
             try:
-                claimed = await self.queue.claim(self._batch_id, self.name, appetite, not self.in_hand, self.models)
-                if claimed is None and not appetite.below:
+                batch = await self.queue.claim(self._batch_id, self.name, appetite, not self.in_hand, self.models)
+                if batch:
+                    self._take(batch, appetite)
+                if appetite.below:
+                    self._urgent_after = time.monotonic() + (0.0 if batch else URGENT_SECONDS)
+                elif batch is None or not batch.leaves_more:
                     await self._unless_stopping(self.queue.wait_for_work(self.models, IDLE_SECONDS))
             except EmptyHandsNeeded:
                 self._needs_empty_hands = True
-                continue
             except RedisError as error:
                 log.warning("queue unreachable", reason=str(error))
                 await self._pause(1.0)
-                continue
-            if claimed:
-                # Only now a new id: a claim that was answered into the void is answered again.
-                self._batch_id = new_id()
-                self._claims += 1
-                self._take(claimed, appetite)
-            elif appetite.below:
-                self._urgent_after = time.monotonic() + URGENT_SECONDS
 
     def _appetite(self) -> Appetite | None:
         """What to claim now; None for nothing before something has left these hands, or time has passed."""
@@ -198,6 +193,9 @@ class Worker:
 
     def _take(self, batch: Batch, appetite: Appetite) -> None:
         """Put a claimed batch in hand."""
+        # Only now a new id: a claim that was answered into the void is answered again.
+        self._batch_id = new_id()
+        self._claims += 1
         metrics.batch_images.labels(batch.model).observe(batch.images)
         metrics.batches.labels(batch.model, "full" if batch.images >= appetite.images else "idle").inc()
         self._needs_empty_hands = batch.is_alone

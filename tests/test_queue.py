@@ -431,6 +431,16 @@ async def _nobody_left(queue: Queue) -> bool:
     return not (await queue.catalogue()).workers
 
 
+async def test_a_claim_tells_whether_more_waits_and_takes_idle_tokens_back(queue: Queue) -> None:
+    for _ in range(3):
+        await submit(queue, 4)
+    wake = f"{queue.prefix}wake:digits-d2048"
+    assert (await claim(queue)).leaves_more
+    assert await queue.redis.llen(wake) == 3
+    assert not (await claim(queue)).leaves_more
+    assert await queue.redis.llen(wake) == 0
+
+
 async def test_waiting_ends_when_work_comes(queue: Queue) -> None:
     waiting = asyncio.create_task(queue.wait_for_work(MODELS, 60))
     await submit(queue, 1)

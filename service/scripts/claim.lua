@@ -1,15 +1,24 @@
 -- Claim up to `room` images of the lane that is due first, or has waited longest, across jobs, splitting large ones.
 -- A job that must run alone is claimed by a worker with empty hands. A repeated call answers as the first.
 -- Returns {} when nothing waits, {"alone"} when empty hands are needed, else
--- {lane, parts, 1 if alone else 0, job, request, submitted [ms], job, ...}.
+-- {lane, parts, 1 if alone else 0, 1 if more waits for these models else 0, job, request, submitted [ms], job, ...}.
 -- ARGV: batch, worker, room, lease [ms], below (evaluations per image; 0 = any), the oldest (1 or 0),
 --       hands are empty (1 or 0), model, ...
 local batch, room, below, oldest = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5]), ARGV[6] == '1'
 local AHEAD = 8  -- lanes of a model that are looked at for shorter jobs
 local last = oldest and -1 or below > 0 and AHEAD - 1 or 0
 
+-- Whether something waits for one of the models; tokens that would wake workers for nothing are taken back.
+local function more()
+  local found = 0
+  for i = 8, #ARGV do
+    if redis.call('EXISTS', P .. 'lanes:' .. ARGV[i]) == 1 then found = 1 else redis.call('DEL', P .. 'wake:' .. ARGV[i]) end
+  end
+  return found
+end
+
 local function answer(lane, text, alone)
-  local told, seen = {lane, text, alone}, {}
+  local told, seen = {lane, text, alone, more()}, {}
   for _, part in ipairs(parts(text)) do
     if not seen[part[1]] then
       seen[part[1]] = true
