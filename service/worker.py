@@ -1,32 +1,27 @@
 """A worker: claims images, has them computed, writes the results. One process per device."""
 
 import asyncio
-import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
-from typing import TypeVar
 
 from prometheus_client import start_http_server
 from redis.exceptions import RedisError
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from service import __version__, metrics
 from service.catalogue import WorkerState
+from service.delivery import Delivery, insist, sampling_failed
 from service.engine import Engine, choose_device, use_threads
 from service.inflight import Inflight, Share, shares_of
-from service.job import TIMINGS, Job, JobError
 from service.kinds import kind_of
 from service.logs import get_logger
 from service.policy import Appetite, ByKey, ShortestFirst
-from service.queue import Batch, Completion, EmptyHandsNeeded, JobReport, Queue, Report, new_id
+from service.queue import Batch, EmptyHandsNeeded, Queue, new_id
 from service.settings import Settings
 from service.store import LocalStore
 
@@ -40,23 +35,11 @@ SWEEP_SECONDS = 60.0
 INSIST_SECONDS = 2.0
 """How long a stopping worker waits, after the grace time, for its threads to let go."""
 
-Answer = TypeVar("Answer")
-
 log = get_logger()
 
 
 class Misconfigured(Exception):
     """The worker cannot start, and would not the next time either; the message names the setting."""
-
-
-@dataclass
-class Stored:
-    """What the storing thread made of a share: written, or put aside, or an error."""
-
-    share: Share
-    labels: dict[int, str] = field(default_factory=dict)
-    is_written: bool = False
-    error: JobError | None = None
 
 
 class Worker:
@@ -77,8 +60,6 @@ class Worker:
         self._turned = asyncio.Event()
         """Something has left the worker's hands since the loop last looked."""
         self._computing = ThreadPoolExecutor(1, "compute")
-        self._storing = ThreadPoolExecutor(1, "store")
-        self._deliveries: set[asyncio.Task[None]] = set()
         self._batch_id = new_id()
         self._needs_empty_hands = False
         self._urgent_after = 0.0
@@ -104,9 +85,9 @@ class Worker:
         self.stop()
         await self._finish()
         failures = [task.exception() for task in tasks if task.done()]
-        for task in (*tasks, stopped, *self._deliveries):
+        for task in (*tasks, stopped):
             task.cancel()
-        await asyncio.gather(*tasks, stopped, *self._deliveries, return_exceptions=True)
+        await asyncio.gather(*tasks, stopped, return_exceptions=True)
         await self._shut_down()
         for failure in filter(None, failures):
             raise failure
@@ -129,7 +110,8 @@ class Worker:
             raise ValueError(f"no checkpoint of {settings.model_store or 'the package'} could be loaded")
         self.models = [model.name for model in self.facts]
         policy = ByKey() if settings.batching == "by-key" else ShortestFirst(settings.patience_seconds)
-        self.inflight = Inflight(self.engine, policy, self._on_sampled, self._on_failure, self._on_turn)
+        self.delivery = Delivery(self.queue, self.store, self.engine.checkpoint, self._forget)
+        self.inflight = Inflight(self.engine, policy, self.delivery.sampled, self.delivery.failed, self._on_turn)
         about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.models)}
         if settings.metrics_port is not None:
             server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
@@ -150,7 +132,7 @@ class Worker:
             try:
                 batch = await self.queue.claim(self._batch_id, self.name, appetite, not self.in_hand, self.models)
                 if batch:
-                    self._take(batch, appetite)
+                    await self._take(batch, appetite)
                 if appetite.below:
                     self._urgent_after = time.monotonic() + (0.0 if batch else URGENT_SECONDS)
                 elif batch is None or not batch.leaves_more:
@@ -191,7 +173,7 @@ class Worker:
         else:
             task.cancel()
 
-    def _take(self, batch: Batch, appetite: Appetite) -> None:
+    async def _take(self, batch: Batch, appetite: Appetite) -> None:
         """Put a claimed batch in hand."""
         # Only now a new id: a claim that was answered into the void is answered again.
         self._batch_id = new_id()
@@ -203,127 +185,14 @@ class Worker:
             shares = shares_of(batch, kind_of(batch.lane), self.engine.width)
         except Exception as error:
             log.exception("batch not understood", lane=batch.lane)
-            self._spawn(self._return(batch, _sampling_failed(error)))
+            await self.delivery.give_back(batch, sampling_failed(error))
             return
         self.in_hand[batch.id] = {share.job_id: share for share in shares}
         self.inflight.enter(shares)
 
-    async def _return(self, batch: Batch, error: JobError) -> None:
-        """Give a whole batch back that cannot even be begun."""
-        for job in await insist(lambda: self.queue.fail(batch, error)):
-            metrics.count_given_back(job)
-
     def _on_turn(self) -> None:
         """In the computing thread: a turn is over."""
         self._loop.call_soon_threadsafe(self._turned.set)
-
-    def _on_failure(self, shares: Sequence[Share], error: Exception) -> None:
-        """In the computing thread: a network call of these shares has failed."""
-        log.error("evaluation failed", jobs=len(shares), exc_info=error)
-        failed = [Stored(share, error=_sampling_failed(error)) for share in shares]
-        self._loop.call_soon_threadsafe(self._spawn_delivery, failed)
-
-    def _on_sampled(self, shares: Sequence[Share]) -> None:
-        """In the computing thread: these shares are at their end."""
-        self._storing.submit(self._store, shares)
-
-    def _store(self, shares: Sequence[Share]) -> None:
-        """In the storing thread: write what is whole, put the rest aside, and have it delivered."""
-        stored = [self._stored(share) for share in shares]
-        self._loop.call_soon_threadsafe(self._spawn_delivery, stored)
-
-    def _stored(self, share: Share) -> Stored:
-        kind, checkpoint = share.kind, self.engine.checkpoint(share.batch.model)
-        try:
-            outputs = {part: kind.output(share.walks(part)) for part in share.parts}
-            is_whole = share.images == share.request.count
-            if is_whole:
-                kind.write(self.store, share.job_id, share.request, outputs, checkpoint)
-            else:
-                for part, output in outputs.items():
-                    kind.keep(self.store, part, output)
-            labels = {part.start: json.dumps(kind.labels(output)) for part, output in outputs.items()}
-            return Stored(share, labels, is_whole)
-        except FloatingPointError as error:
-            return Stored(share, error=_sampling_failed(error))
-        except Exception as error:
-            log.exception("result not stored", model=share.batch.model, job=share.job_id)
-            return Stored(share, error=_store_failed(error))
-
-    def _spawn_delivery(self, stored: Sequence[Stored]) -> None:
-        self._spawn(self._deliver(stored))
-
-    def _spawn(self, act: Awaitable[None]) -> None:
-        """Let something run beside the loop, kept until it is done."""
-        task = asyncio.ensure_future(act)
-        self._deliveries.add(task)
-        task.add_done_callback(self._deliveries.discard)
-
-    async def _deliver(self, stored: Sequence[Stored]) -> None:
-        """End the jobs of shares that are written; give back those that failed."""
-        for each in stored:
-            if each.error:
-                await self._give_up(each.share, each.error)
-        good = sorted((each for each in stored if not each.error), key=_batch_id)
-        for _, same_batch in groupby(good, key=_batch_id):
-            await self._deliver_batch(list(same_batch))
-
-    async def _deliver_batch(self, stored: Sequence[Stored]) -> None:
-        """Report shares of one batch; a job of which others held parts is put together first."""
-        batch = stored[0].share.batch
-        completion = await self._complete(batch, stored)
-        while completion.to_write:
-            rest = [each for each in stored if each.share.job_id in completion.to_write]
-            await self._loop.run_in_executor(self._storing, self._write_kept, rest)
-            for each in rest:
-                if each.error:
-                    await self._give_up(each.share, each.error)
-            stored = [each for each in stored if not each.error]
-            completion = await self._complete(batch, stored)
-        for each in stored:
-            self._forget(each.share)
-        if completion.is_stale:
-            log.warning("batch stale", model=batch.model, jobs=len(stored))
-            return
-        images = sum(each.share.images for each in stored)
-        metrics.images_generated.labels(batch.model).inc(images)
-        log.info("images delivered", lane=batch.lane, images=images, jobs=len(stored))
-        for job in completion.ended:
-            count_job(job, batch.model)
-
-    def _write_kept(self, stored: Sequence[Stored]) -> None:
-        """In the storing thread: the results of jobs whose last images came with these shares.
-
-        The parts stay until the job's record goes: should this batch be lost now, they are needed again.
-        """
-        for each in stored:
-            share = each.share
-            try:
-                parts = share.kind.kept(self.store, share.job_id)
-                share.kind.write(
-                    self.store, share.job_id, share.request, parts, self.engine.checkpoint(share.batch.model)
-                )
-                each.is_written = True
-            except Exception as error:
-                log.exception("result not stored", model=share.batch.model, job=share.job_id)
-                each.error = _store_failed(error)
-
-    async def _complete(self, batch: Batch, stored: Sequence[Stored]) -> Completion:
-        """Report shares of a batch to the queue."""
-        jobs = {
-            each.share.job_id: JobReport(
-                timings=_timings(each.share), images=each.share.widest, labels=each.labels, is_written=each.is_written
-            )
-            for each in stored
-        }
-        report = Report(checkpoint=self.engine.checkpoint(batch.model), jobs=jobs)
-        return await insist(lambda: self.queue.complete(batch, report))
-
-    async def _give_up(self, share: Share, error: JobError) -> None:
-        """Give back what cannot be done here; its job is tried again, or fails."""
-        self._forget(share)
-        for job in await insist(lambda: self.queue.fail(share.batch, error, share.job_id)):
-            metrics.count_given_back(job)
 
     def _forget(self, share: Share) -> None:
         """Take a share out of hand."""
@@ -398,13 +267,12 @@ class Worker:
 
     async def _sweep_results(self) -> None:
         """Remove the results of jobs the queue no longer knows, until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             with suppress(RedisError, OSError):
-                folders = await loop.run_in_executor(self._storing, self.store.jobs, SWEEP_SECONDS)
+                folders = await self.delivery.in_thread(self.store.jobs, SWEEP_SECONDS)
                 forgotten = await self.queue.forgotten(folders)
-                await loop.run_in_executor(self._storing, self.store.remove, forgotten)
+                await self.delivery.in_thread(self.store.remove, forgotten)
                 if forgotten:
                     log.info("results removed", jobs=len(forgotten))
 
@@ -424,52 +292,15 @@ class Worker:
 
     async def _empty_handed(self) -> None:
         """Wait until everything claimed is delivered."""
-        while self.in_hand or self._deliveries:
+        while self.in_hand or not self.delivery.is_idle:
             self._turned.clear()
             await self._turned.wait()
 
     async def _shut_down(self) -> None:
         self.inflight.close()
+        await self.delivery.stop()
         with suppress(RedisError):
             await self.queue.retire(self.name)
         await self.queue.close()
         self._computing.shutdown(wait=False, cancel_futures=True)
-        self._storing.shutdown(wait=False, cancel_futures=True)
         log.info("worker stopped")
-
-
-def _batch_id(stored: Stored) -> str:
-    return stored.share.batch.id
-
-
-def _timings(share: Share) -> dict[str, float]:
-    """Where the time of a share went so far, in milliseconds."""
-    seconds = (share.started - share.claimed, share.sampled - share.started, time.monotonic() - share.sampled)
-    return {name: 1000 * each for name, each in zip(TIMINGS, seconds, strict=True)}
-
-
-def _sampling_failed(error: Exception) -> JobError:
-    # Only our own words: those of a library may name files of this machine.
-    reason = str(error) if isinstance(error, FloatingPointError) else type(error).__name__
-    return JobError(code="sampling-failed", detail=f"Sampling failed: {reason}")
-
-
-def _store_failed(error: Exception) -> JobError:
-    reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-    return JobError(code="store-failed", detail=f"The result could not be stored: {reason}")
-
-
-def count_job(job: Job, model: str) -> None:
-    """Record, and log, a job that succeeded."""
-    metrics.jobs_finished.labels(model, "succeeded").inc()
-    if latency := job.latency():
-        metrics.observe_job(model, latency)
-        log.info("job succeeded", job=job.id, images=job.count, seconds=latency.total_seconds)
-
-
-async def insist(call: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The answer of the queue, asked again for as long as it cannot be reached."""
-    with suppress(RedisError):
-        return await call()
-    again = AsyncRetrying(retry=retry_if_exception_type(RedisError), wait=wait_exponential(multiplier=0.1, max=5))
-    return await again(call)

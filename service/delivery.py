@@ -1,0 +1,214 @@
+"""From sampled images to the end of their jobs: written or put aside by a thread of its own, then told to the queue."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+
+from service import metrics
+from service.inflight import Share
+from service.job import TIMINGS, Job, JobError
+from service.logs import get_logger
+from service.queue import Batch, Completion, JobReport, Queue, Report
+from service.store import LocalStore
+
+Answer = TypeVar("Answer")
+
+log = get_logger()
+
+
+@dataclass
+class Stored:
+    """What the storing thread made of a share: written, or put aside, or an error."""
+
+    share: Share
+    labels: dict[int, str] = field(default_factory=dict)
+    is_written: bool = False
+    error: JobError | None = None
+
+
+class Delivery:
+    """Writes results while the next images are computed, and ends their jobs.
+
+    `checkpoint` tells the hash of a model's weights; `forget` is called, in the event loop, with every share that has
+    been delivered or given back.
+    """
+
+    def __init__(
+        self, queue: Queue, store: LocalStore, checkpoint: Callable[[str], str], forget: Callable[[Share], None]
+    ):
+        self.queue = queue
+        self.store = store
+        self._checkpoint = checkpoint
+        self._forget = forget
+        self._loop = asyncio.get_running_loop()
+        self._storing = ThreadPoolExecutor(1, "store")
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._under_way
+
+    def sampled(self, shares: Sequence[Share]) -> None:
+        """Shares are at their end; for any thread."""
+        self._storing.submit(self._store, shares)
+
+    def failed(self, shares: Sequence[Share], error: Exception) -> None:
+        """A network call of these shares has failed; for any thread."""
+        log.error("evaluation failed", jobs=len(shares), exc_info=error)
+        stored = [Stored(share, error=sampling_failed(error)) for share in shares]
+        self._loop.call_soon_threadsafe(self._spawn, stored)
+
+    async def in_thread(self, act: Callable[..., Answer], *arguments: object) -> Answer:
+        """Let the storing thread do something."""
+        return await self._loop.run_in_executor(self._storing, act, *arguments)
+
+    async def stop(self) -> None:
+        """Give up what is under way."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+        self._storing.shutdown(wait=False, cancel_futures=True)
+
+    def _store(self, shares: Sequence[Share]) -> None:
+        """In the storing thread: write what is whole, put the rest aside, and have it delivered."""
+        stored = [self._stored(share) for share in shares]
+        self._loop.call_soon_threadsafe(self._spawn, stored)
+
+    def _stored(self, share: Share) -> Stored:
+        kind = share.kind
+        try:
+            outputs = {part: kind.output(share.walks(part)) for part in share.parts}
+            is_whole = share.images == share.request.count
+            if is_whole:
+                kind.write(self.store, share.job_id, share.request, outputs, self._checkpoint(share.batch.model))
+            else:
+                for part, output in outputs.items():
+                    kind.keep(self.store, part, output)
+            labels = {part.start: json.dumps(kind.labels(output)) for part, output in outputs.items()}
+            return Stored(share, labels, is_whole)
+        except FloatingPointError as error:
+            return Stored(share, error=sampling_failed(error))
+        except Exception as error:
+            log.exception("result not stored", model=share.batch.model, job=share.job_id)
+            return Stored(share, error=_store_failed(error))
+
+    def _spawn(self, stored: Sequence[Stored]) -> None:
+        """Deliver beside the event loop's other work."""
+        task = asyncio.create_task(self._deliver(stored))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    async def _deliver(self, stored: Sequence[Stored]) -> None:
+        """End the jobs of shares that are written; give back those that failed."""
+        for each in stored:
+            if each.error:
+                await self._give_up(each.share, each.error)
+        good = sorted((each for each in stored if not each.error), key=_batch_id)
+        for _, same_batch in groupby(good, key=_batch_id):
+            await self._deliver_batch(list(same_batch))
+
+    async def _deliver_batch(self, stored: Sequence[Stored]) -> None:
+        """Report shares of one batch; a job of which others held parts is put together first."""
+        batch = stored[0].share.batch
+        completion = await self._complete(batch, stored)
+        while completion.to_write:
+            rest = [each for each in stored if each.share.job_id in completion.to_write]
+            await self.in_thread(self._write_kept, rest)
+            for each in rest:
+                if each.error:
+                    await self._give_up(each.share, each.error)
+            stored = [each for each in stored if not each.error]
+            completion = await self._complete(batch, stored)
+        for each in stored:
+            self._forget(each.share)
+        if completion.is_stale:
+            log.warning("batch stale", model=batch.model, jobs=len(stored))
+            return
+        images = sum(each.share.images for each in stored)
+        metrics.images_generated.labels(batch.model).inc(images)
+        log.info("images delivered", lane=batch.lane, images=images, jobs=len(stored))
+        for job in completion.ended:
+            count_job(job, batch.model)
+
+    def _write_kept(self, stored: Sequence[Stored]) -> None:
+        """In the storing thread: the results of jobs whose last images came with these shares.
+
+        The parts stay until the job's record goes: should this batch be lost now, they are needed again.
+        """
+        for each in stored:
+            share = each.share
+            try:
+                parts = share.kind.kept(self.store, share.job_id)
+                share.kind.write(self.store, share.job_id, share.request, parts, self._checkpoint(share.batch.model))
+                each.is_written = True
+            except Exception as error:
+                log.exception("result not stored", model=share.batch.model, job=share.job_id)
+                each.error = _store_failed(error)
+
+    async def _complete(self, batch: Batch, stored: Sequence[Stored]) -> Completion:
+        """Report shares of a batch to the queue."""
+        jobs = {
+            each.share.job_id: JobReport(
+                timings=_timings(each.share), images=each.share.widest, labels=each.labels, is_written=each.is_written
+            )
+            for each in stored
+        }
+        report = Report(checkpoint=self._checkpoint(batch.model), jobs=jobs)
+        return await insist(lambda: self.queue.complete(batch, report))
+
+    async def _give_up(self, share: Share, error: JobError) -> None:
+        """Give back what cannot be done here; its job is tried again, or fails."""
+        await self.give_back(share.batch, error, share.job_id)
+        self._forget(share)
+
+    async def give_back(self, batch: Batch, error: JobError, job_id: str = "") -> None:
+        """Give a batch, or one job of it, back after an error; its jobs are tried again, or fail."""
+        for job in await insist(lambda: self.queue.fail(batch, error, job_id)):
+            metrics.count_given_back(job)
+
+
+def _batch_id(stored: Stored) -> str:
+    return stored.share.batch.id
+
+
+def _timings(share: Share) -> dict[str, float]:
+    """Where the time of a share went so far, in milliseconds."""
+    seconds = (share.started - share.claimed, share.sampled - share.started, time.monotonic() - share.sampled)
+    return {name: 1000 * each for name, each in zip(TIMINGS, seconds, strict=True)}
+
+
+def sampling_failed(error: Exception) -> JobError:
+    """Why the jobs of a failed network call are tried again."""
+    # Only our own words: those of a library may name files of this machine.
+    reason = str(error) if isinstance(error, FloatingPointError) else type(error).__name__
+    return JobError(code="sampling-failed", detail=f"Sampling failed: {reason}")
+
+
+def _store_failed(error: Exception) -> JobError:
+    reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+    return JobError(code="store-failed", detail=f"The result could not be stored: {reason}")
+
+
+def count_job(job: Job, model: str) -> None:
+    """Record, and log, a job that succeeded."""
+    metrics.jobs_finished.labels(model, "succeeded").inc()
+    if latency := job.latency():
+        metrics.observe_job(model, latency)
+        log.info("job succeeded", job=job.id, images=job.count, seconds=latency.total_seconds)
+
+
+async def insist(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer of the queue, asked again for as long as it cannot be reached."""
+    with suppress(RedisError):
+        return await call()
+    again = AsyncRetrying(retry=retry_if_exception_type(RedisError), wait=wait_exponential(multiplier=0.1, max=5))
+    return await again(call)
