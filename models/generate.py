@@ -81,7 +81,8 @@ class Generator:
         """Take walks of any position and number of steps one evaluation further, together."""
         x = torch.cat([walk.query.x for walk in walks])
         levels = [walk.query.sigma for walk in walks for _ in walk.query.x]
-        sigma = torch.tensor(levels, dtype=torch.float64, device=x.device)
+        # From pinned memory the copy waits for nothing on an accelerator.
+        sigma = torch.tensor(levels, dtype=torch.float64, pin_memory=x.is_cuda).to(x.device, non_blocking=True)
         labels = [walk.one_hot for walk in walks if walk.one_hot is not None]
         denoised = self.denoise(x, sigma, torch.cat(labels) if labels else None).to(torch.float64)
         for walk, own in zip(walks, denoised.split([len(walk.query.x) for walk in walks]), strict=True):  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ class Engine:
         self.device = device
         self._generators: dict[str, Generator] = {}
         self._shapes: dict[object, Shapes] = {}
+        self._launched: torch.cuda.Event | None = None
         for path in checkpoint_files(store or SHIPPED):
             self._take(path, largest_batch)
 
@@ -84,6 +85,15 @@ class Engine:
     def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
         """Take walks of one flight, made by this engine, an evaluation further in one network call."""
         self._generator(flight).evaluate(cast("Sequence[models.generate.Walk]", walks))
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """Be at most one evaluation ahead of an accelerator: what comes in enters soon, and timings mean something."""
+        if self.device.type == "cuda":
+            before, self._launched = self._launched, torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._launched.record()
+            if before:
+                before.synchronize()
 
     def _generator(self, flight: Flight) -> Generator:
         return self._generators[flight.model]
