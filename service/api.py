@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import __version__
 from service.catalogue import OfferedModel
-from service.door import Door
+from service.door import Door, with_result
 from service.job import Job, JobView
 from service.picture import png, read_array
 from service.problems import (
@@ -31,7 +31,15 @@ from service.problems import (
 )
 from service.sample import SampleRequest
 from service.settings import Settings
-from service.wire import install, problem_responses, read_json_body
+from service.wire import (
+    PREFER_WAIT,
+    install,
+    patience_of,
+    preferred_wait,
+    prefers_picture,
+    problem_responses,
+    read_json_body,
+)
 
 router = APIRouter()
 
@@ -53,21 +61,41 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
     tags=["jobs"],
     summary="Ask for images",
     response_model=JobView,
-    responses=problem_responses(
-        BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable
-    ),
+    responses={
+        200: {
+            "model": JobView,
+            "content": PNG["content"],
+            "description": "With `Prefer: wait=N`: the job has ended; with `Accept: image/png`, its grid.",
+        },
+        **problem_responses(
+            BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoResult, NoWorker, QueueFull, QueueUnavailable
+        ),
+    },
     openapi_extra={
+        "parameters": [PREFER_WAIT],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": SampleRequest.model_json_schema()}},
-        }
+        },
     },
 )
 async def submit(request: Request) -> Response:
-    """Queues a job and answers it at once; follow it at its `Location`."""
-    door = door_of(request)
-    job = await door.submit(await read_json_body(request, door.settings.max_body_bytes))
-    return _job_response(job, 202, {"Location": f"/v1/jobs/{job.id}"})
+    """Queues a job and answers it at once; follow it at its `Location`.
+
+    With `Prefer: wait=N` the answer is held until the job ends, for N seconds at most.
+    """
+    door, wait = door_of(request), preferred_wait(request)
+    body = await read_json_body(request, door.settings.max_body_bytes)
+    with patience_of(request, wait or 0, is_for_end=True) as patience:
+        job = await door.submit(body, patience)
+    if job.is_finished and prefers_picture(request):
+        response = await _grid(door, with_result(job))
+    else:
+        response = _job_response(job, 200 if job.is_finished else 202)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if wait is not None:
+        response.headers["Preference-Applied"] = f"wait={wait}"
+    return response
 
 
 @router.get(
@@ -79,12 +107,13 @@ async def submit(request: Request) -> Response:
 )
 async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     """The job; with `wait`, at its next change of status or after so many seconds."""
-    return _job_response(await door_of(request).job(job_id, wait))
+    with patience_of(request, wait) as patience:
+        return _job_response(await door_of(request).job(job_id, patience))
 
 
-def _job_response(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _job_response(job: Job, status: int = 200) -> Response:
     """A job as JSON, by pydantic alone: FastAPI would check and copy it once more."""
-    return Response(job.view().model_dump_json(), status, headers, media_type="application/json")
+    return Response(job.view().model_dump_json(), status, media_type="application/json")
 
 
 @router.get(
@@ -97,8 +126,13 @@ def _job_response(job: Job, status: int = 200, headers: dict[str, str] | None = 
 async def grid(job_id: str, request: Request) -> Response:
     """The grid as PNG; its text chunks hold what it takes to make it again."""
     door = door_of(request)
-    finished = await door.finished(job_id)
-    return await _picture(request, finished, "grid", door.store.path(job_id, "grid.png").read_bytes)
+    job = await door.finished(job_id)
+    return _known(request, job, "grid") or await _grid(door, job)
+
+
+async def _grid(door: Door, job: Job) -> Response:
+    """The grid of a job. Raises Gone."""
+    return await _picture(job, "grid", door.store.path(job.id, "grid.png").read_bytes)
 
 
 @router.get(
@@ -115,19 +149,24 @@ async def image(job_id: str, k: str, request: Request) -> Response:
     if k not in map(str, range(finished.count)):
         raise NotFound(f"job {job_id} has the images 0 to {finished.count - 1}")
     path, scale = door.store.path(job_id, "images.npy"), finished.request["scale"]
-    return await _picture(request, finished, k, lambda: png(read_array(path, is_mapped=True)[int(k)], scale))
+    known = _known(request, finished, k)
+    return known or await _picture(finished, k, lambda: png(read_array(path, is_mapped=True)[int(k)], scale))
 
 
-async def _picture(request: Request, job: Job, name: str, content: Callable[[], bytes]) -> Response:
-    """A picture of a job, or 304 when the client has it; `content` reads or draws it in a thread. Raises Gone."""
+def _known(request: Request, job: Job, name: str) -> Response | None:
+    """304 when the client has the picture."""
     headers = _result_headers(job, name)
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if known & {headers["ETag"], "*"}:
-        return Response(status_code=304, headers=headers)
+    tags = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    return Response(status_code=304, headers=headers) if tags & {headers["ETag"], "*"} else None
+
+
+async def _picture(job: Job, name: str, content: Callable[[], bytes]) -> Response:
+    """A picture of a job; `content` reads or draws it in a thread. Raises Gone."""
     try:
-        return Response(await asyncio.to_thread(content), media_type="image/png", headers=headers)
+        picture = await asyncio.to_thread(content)
     except OSError as error:
         raise Gone(f"the result of job {job.id} is no longer in the store") from error
+    return Response(picture, media_type="image/png", headers=_result_headers(job, name))
 
 
 def _result_headers(job: Job, name: str) -> dict[str, str]:
@@ -188,10 +227,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         door = app.state.door = Door(settings)
-        upkeep = [asyncio.create_task(act()) for act in (door.events.listen, door.reap)]
+        reaping = asyncio.create_task(door.reap())
         yield
-        for task in upkeep:
-            task.cancel()
+        reaping.cancel()
         await door.queue.close()
 
     app = FastAPI(

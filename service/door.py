@@ -10,7 +10,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from service import metrics
 from service.catalogue import Catalogue, OfferedModel
-from service.events import Events
+from service.events import Events, Patience
 from service.job import Job
 from service.kinds import KINDS
 from service.logs import get_logger
@@ -28,7 +28,7 @@ from service.problems import (
     invalid,
 )
 from service.queue import Queue, new_id
-from service.sample import SampleRequest, resolve
+from service.sample import Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import JOB_ID, LocalStore
 
@@ -57,32 +57,33 @@ class Door:
         self._catalogue = Catalogue([])
         self._catalogue_read = -CATALOGUE_SECONDS
 
-    async def submit(self, body: bytes) -> Job:
-        """The job that a body of `POST /v1/samples` makes.
+    async def submit(self, body: bytes, patience: Patience) -> Job:
+        """The job that a body of `POST /v1/samples` makes, as it is when the patience is answered or over.
 
         Raises InvalidRequest, UnknownModel, NoWorker or QueueFull; then nothing is queued.
         """
         try:
-            return await self._submit(body)
+            request = parse(body)
+            settings = self.settings
+            model = await self._model_for(request)
+            resolved = resolve(request, model, settings.precision, settings.max_count, settings.max_pixels)
+            job_id = new_id()
+            return _found(job_id, await self.events.follow(job_id, self._accept(job_id, resolved), patience))
         except Problem as problem:
             metrics.jobs_rejected.labels(problem.code).inc()
             raise
 
-    async def _submit(self, body: bytes) -> Job:
-        request = parse(body)
-        model = await self._model_for(request)
-        settings = self.settings
-        resolved = resolve(request, model, settings.precision, settings.max_count, settings.max_pixels)
-        kind, job_id = KINDS["sample"], new_id()
-        evaluations = kind.evaluations(resolved)
-        text = resolved.model_dump_json()
+    async def _accept(self, job_id: str, request: Resolved) -> Job:
+        kind = KINDS["sample"]
+        lane, evaluations = kind.lane(request), kind.evaluations(request)
+        text = request.model_dump_json()
         job = None
         with suppress(OutOfMemoryError):
-            job = await self.queue.submit(job_id, kind.name, kind.lane(resolved), resolved.count, evaluations, text)
+            job = await self.queue.submit(job_id, kind.name, lane, request.count, evaluations, text)
         if job is None:
-            raise await self._queue_full(resolved.count * evaluations)
-        metrics.jobs_submitted.labels(resolved.model).inc()
-        log.info("job accepted", job=job_id, lane=kind.lane(resolved), images=resolved.count)
+            raise await self._queue_full(request.count * evaluations)
+        metrics.jobs_submitted.labels(request.model).inc()
+        log.info("job accepted", job=job_id, lane=lane, images=request.count)
         return job
 
     async def _model_for(self, request: SampleRequest) -> OfferedModel:
@@ -113,26 +114,14 @@ class Door:
             retry_after_seconds=seconds,
         )
 
-    async def job(self, job_id: str, wait_seconds: float = 0) -> Job:
-        """A job; with a wait, at its next change of status or when the time is up. Raises NotFound."""
-        job = None
-        if JOB_ID.fullmatch(job_id):
-            if wait_seconds > 0:
-                job = await self.events.next_status(job_id, wait_seconds)
-            else:
-                job = await self.queue.read(job_id)
-        if job is None:
-            raise NotFound(f"there is no job {job_id[:64]!r}, or its retention time is over")
-        return job
+    async def job(self, job_id: str, patience: Patience) -> Job:
+        """A job as it is when the patience is answered or over. Raises NotFound."""
+        is_id = JOB_ID.fullmatch(job_id)
+        return _found(job_id, await self.events.follow(job_id, self.queue.read(job_id), patience) if is_id else None)
 
     async def finished(self, job_id: str) -> Job:
         """A job that has a result. Raises NotFound, NotFinished or NoResult."""
-        job = await self.job(job_id)
-        if not job.is_finished:
-            raise NotFinished(f"job {job_id} is {job.status}; follow it at /v1/jobs/{job_id}?wait=30")
-        if job.status != "succeeded":
-            raise NoResult(f"job {job_id} {job.status}" + (f": {job.error.detail}" if job.error else ""))
-        return job
+        return with_result(await self.job(job_id, Patience()))
 
     async def catalogue(self, is_fresh: bool = False) -> Catalogue:
         """What is on offer, at most a second old, or just read."""
@@ -176,6 +165,21 @@ class Door:
                     metrics.count_given_back(job)
             except RedisError as error:
                 log.warning("queue unreachable", reason=str(error))
+
+
+def _found(job_id: str, job: Job | None) -> Job:
+    if job is None:
+        raise NotFound(f"there is no job {job_id[:64]!r}, or its retention time is over")
+    return job
+
+
+def with_result(job: Job) -> Job:
+    """The job, which has a result. Raises NotFinished or NoResult."""
+    if not job.is_finished:
+        raise NotFinished(f"job {job.id} is {job.status}; follow it at /v1/jobs/{job.id}?wait=30")
+    if job.status != "succeeded":
+        raise NoResult(f"job {job.id} {job.status}" + (f": {job.error.detail}" if job.error else ""))
+    return job
 
 
 def parse(body: bytes) -> SampleRequest:

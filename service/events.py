@@ -1,74 +1,85 @@
-"""Changes of jobs as they happen: one pub/sub connection per API process wakes everyone who waits."""
+"""Changes of jobs as they happen: the queue's messages wake everyone who waits for one."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
 
-from redis.exceptions import RedisError
-
 from service.job import Job
-from service.logs import get_logger
 from service.queue import Queue
 
 REREAD_SECONDS = 2.0
-"""A waiter reads its job at least this often, in case a message was lost."""
+"""Who waits for a job reads it at least this often, in case a message was lost."""
 
-RECONNECT_SECONDS = 0.5
 
-log = get_logger()
+class Patience:
+    """How long a client waits for a job, and for what: its next change of status, or its end."""
+
+    def __init__(self, seconds: float = 0, is_for_end: bool = False):
+        self.is_for_end = is_for_end
+        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have the job looked at again."""
+        self._woken.set()
+
+    def end(self) -> None:
+        """Wait no longer."""
+        self._deadline = 0
+        self.wake()
+
+    async def wait(self) -> bool:
+        """Whether the job should be looked at again: at once False when the time is up, else True when woken."""
+        left = self._deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            return False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(left, REREAD_SECONDS)):
+                await self._woken.wait()
+        self._woken.clear()
+        return True
+
+    def is_answered(self, first: Job, now: Job) -> bool:
+        """Whether a job that was `first` and is `now` what was waited for."""
+        return now.is_finished or (now.status != first.status and not self.is_for_end)
 
 
 class Events:
-    """Listens to the queue's changes of status; `next_status` is what a long poll waits for."""
+    """Who waits for which job; `follow` is what a long poll and a waiting submission do."""
 
     def __init__(self, queue: Queue):
         self.queue = queue
-        self._waiters: dict[str, set[asyncio.Event]] = {}
-
-    async def listen(self) -> None:
-        """Wake waiters, for ever; connects again when Redis went away."""
-        while True:
-            try:
-                async with self.queue.blocking.pubsub(ignore_subscribe_messages=True) as channel:
-                    await channel.subscribe(f"{self.queue.prefix}events")
-                    async for message in channel.listen():
-                        self._wake(message["data"])
-            except RedisError as error:
-                log.warning("events interrupted", reason=str(error))
-                await asyncio.sleep(RECONNECT_SECONDS)
+        self._waiting: dict[str, set[Patience]] = {}
+        queue.redis.link.subscribe(f"{queue.prefix}events", self._wake)
 
     def _wake(self, message: str) -> None:
         job_id, _, what = message.partition(" ")
-        if what != "progress":
-            for waiter in self._waiters.get(job_id, ()):
-                waiter.set()
+        for patience in self._waiting.get(job_id, ()):
+            if what not in (("queued", "running", "progress") if patience.is_for_end else ("progress",)):
+                patience.wake()
 
-    def is_awaited(self, job_id: str) -> bool:
-        """Whether somebody waits for a change of that job."""
-        return job_id in self._waiters
+    @property
+    def waiters(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._waiting.values()))
 
     @contextmanager
-    def _woken(self, job_id: str) -> Iterator[asyncio.Event]:
-        waiter = asyncio.Event()
-        self._waiters.setdefault(job_id, set()).add(waiter)
+    def _registered(self, job_id: str, patience: Patience) -> Iterator[None]:
+        self._waiting.setdefault(job_id, set()).add(patience)
         try:
-            yield waiter
+            yield
         finally:
-            self._waiters[job_id].discard(waiter)
-            if not self._waiters[job_id]:
-                del self._waiters[job_id]
+            self._waiting[job_id].discard(patience)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
 
-    async def next_status(self, job_id: str, timeout_seconds: float) -> Job | None:
-        """The job at its next change of status, or as it is when it has ended or the time is up."""
-        deadline = asyncio.get_running_loop().time() + timeout_seconds
-        with self._woken(job_id) as waiter:
-            first = job = await self.queue.read(job_id)
-            while job and first and job.status == first.status and not job.is_finished:
-                left = deadline - asyncio.get_running_loop().time()
-                if left <= 0:
-                    break
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(waiter.wait(), min(left, REREAD_SECONDS))
-                waiter.clear()
+    async def follow(self, job_id: str, first: Awaitable[Job | None], patience: Patience) -> Job | None:
+        """The job as `first` has it, or as it is when the patience is answered or over; None when there is none.
+
+        Who waits is registered before `first` is asked, so a job that `first` submits cannot end unnoticed.
+        """
+        with self._registered(job_id, patience):
+            job = before = await first
+            while job and before and not patience.is_answered(before, job) and await patience.wait():
                 job = await self.queue.read(job_id)
             return job

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from service.catalogue import Catalogue, ModelFacts, WorkerState
 from service.job import Job, JobError, Part
 from service.policy import Appetite
-from service.redis_client import connect, connect_blocking
+from service.redis_client import QueueClient, connect, connect_blocking
 from service.settings import Settings
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -128,7 +128,7 @@ def new_id() -> str:
 class Queue:
     """One queue in one Redis, for API and workers alike. Redis's own errors pass through."""
 
-    def __init__(self, redis: Redis, blocking: Redis, settings: Settings):
+    def __init__(self, redis: QueueClient, blocking: Redis, settings: Settings):
         self.redis = redis
         self.blocking = blocking
         self.settings = settings

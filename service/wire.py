@@ -1,7 +1,10 @@
 """HTTP around the routes: problems as documents, bodies with a limit, the duration of every request."""
 
 import asyncio
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,8 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
+from service.events import Patience
 from service.problems import (
     BodyTooLarge,
+    FieldError,
     Incomplete,
     NotJson,
     Problem,
@@ -24,10 +29,23 @@ from service.problems import (
     Unexpected,
     http_problem,
     invalid,
+    refused,
 )
 
 QUEUE_RETRY_SECONDS = 2
 BODY_SECONDS = 30
+MOST_WAIT_SECONDS = 60
+WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
+
+PREFER_WAIT = {
+    "name": "Prefer",
+    "in": "header",
+    "schema": {"type": "string"},
+    "example": "wait=30",
+    "description": f"`wait=N` holds the answer until the job ends, for N seconds at most (0 to {MOST_WAIT_SECONDS}).",
+}
+"""The header in OpenAPI."""
+
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -55,6 +73,48 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
     except ClientDisconnect as error:
         raise Incomplete("the connection was closed in the middle of the body") from error
     return bytes(body)
+
+
+def preferred_wait(request: Request) -> int | None:
+    """The seconds of `Prefer: wait=N` (RFC 7240), or None without it; other preferences are ignored, as it says.
+
+    Raises InvalidRequest when N is no whole number from 0 to 60.
+    """
+    for preference in ",".join(request.headers.getlist("prefer")).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait":
+            seconds = value.strip().strip('"')
+            if not WHOLE_NUMBER.fullmatch(seconds) or int(seconds) > MOST_WAIT_SECONDS:
+                message = f"wait must be a whole number of seconds from 0 to {MOST_WAIT_SECONDS}"
+                raise refused([FieldError(field="Prefer", message=message)])
+            return int(seconds)
+    return None
+
+
+def prefers_picture(request: Request) -> bool:
+    """Whether the client accepts PNG and does not say that JSON would do as well."""
+    kinds = {each.partition(";")[0].strip().lower() for each in request.headers.get("accept", "").split(",")}
+    return "image/png" in kinds and "application/json" not in kinds
+
+
+@contextmanager
+def patience_of(request: Request, seconds: float, is_for_end: bool = False) -> Iterator[Patience]:
+    """The patience of a client, which ends when it goes away. The body must have been read."""
+    patience = Patience(seconds, is_for_end)
+    if seconds <= 0:
+        yield patience
+        return
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        patience.end()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield patience
+    finally:
+        watching.cancel()
 
 
 def answer(request: Request, problem: Problem) -> JSONResponse:

@@ -9,11 +9,14 @@ import httpx
 import pytest
 
 from service.api import create_app
+from service.events import Events
 from service.job import JobError
 from service.problems import ProblemDocument
 from service.queue import Queue, new_id
 from service.settings import Settings
-from tests.helpers import facts, next_batch, worker_state
+from service.store import LocalStore
+from tests.helpers import eventually, facts, next_batch, worker_state
+from tests.test_queue import ended
 
 pytestmark = pytest.mark.anyio
 
@@ -287,6 +290,126 @@ async def test_results_before_and_after_the_end(client: httpx.AsyncClient, queue
     assert (failed["status"], failed["error"]["code"]) == ("failed", "sampling-failed")
 
 
+async def work(queue: Queue, settings: Settings) -> None:
+    """End the next job, as a worker would."""
+    batch = await eventually(lambda: next_batch(queue))
+    for job_id in batch.requests:
+        LocalStore(settings.results_dir / settings.queue).write(job_id, "grid.png", PICTURE)
+    await ended(queue, batch, *batch.requests)
+
+
+PICTURE = b"\x89PNG"
+
+
+@pytest.mark.usefixtures("offered")
+async def test_an_answer_can_wait_for_the_end(client: httpx.AsyncClient, queue: Queue, settings: Settings) -> None:
+    working = asyncio.create_task(work(queue, settings))
+    response = await client.post("/v1/samples", json=GOOD, headers={"Prefer": "respond-async, Wait=60"})
+    await working
+    job = response.json()
+    assert (response.status_code, job["status"]) == (200, "succeeded")
+    assert response.headers["preference-applied"] == "wait=60"
+    assert response.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (await client.get(job["links"]["self"])).json() == job
+
+
+@pytest.mark.usefixtures("offered")
+async def test_an_answer_can_be_the_picture(client: httpx.AsyncClient, queue: Queue, settings: Settings) -> None:
+    working = asyncio.create_task(work(queue, settings))
+    asked = {"Prefer": "wait=60", "Accept": "image/png, application/problem+json;q=0.5"}
+    response = await client.post("/v1/samples", json=GOOD, headers=asked)
+    await working
+    assert (response.status_code, response.headers["content-type"], response.content) == (200, "image/png", PICTURE)
+    grid = await client.get(f"{response.headers['location']}/grid.png")
+    for name in ("etag", "server-timing", "cache-control"):
+        assert response.headers[name] == grid.headers[name]
+    both = asked | {"Accept": "application/json, image/png", "Prefer": "wait=0"}
+    assert (await client.post("/v1/samples", json=GOOD, headers=both)).json()["status"] == "queued"
+
+
+@pytest.mark.usefixtures("offered")
+async def test_an_answer_that_waits_tells_of_a_failure(client: httpx.AsyncClient, queue: Queue) -> None:
+    async def fail() -> None:
+        for _ in range(3):
+            await queue.fail(
+                await eventually(lambda: next_batch(queue)), JobError(code="sampling-failed", detail="NaN")
+            )
+
+    for accept in ("*/*", "image/png"):
+        failing = asyncio.create_task(fail())
+        response = await client.post("/v1/samples", json=GOOD, headers={"Prefer": "wait=60", "Accept": accept})
+        await failing
+        if accept == "image/png":
+            assert "NaN" in problem(response, 409, "no-result").detail
+        else:
+            assert (response.status_code, response.json()["error"]["detail"]) == (200, "NaN")
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize("accept", ["application/json", "image/png"])
+@pytest.mark.parametrize("seconds", [0, 1])
+async def test_an_answer_waits_no_longer_than_it_should(client: httpx.AsyncClient, seconds: int, accept: str) -> None:
+    asked = {"Prefer": f"wait={seconds}", "Accept": accept}
+    response = await asyncio.wait_for(client.post("/v1/samples", json=GOOD, headers=asked), 10)
+    assert (response.status_code, response.json()["status"]) == (202, "queued")
+    assert response.headers["preference-applied"] == f"wait={seconds}"
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize("prefer", ["respond-async", "waiting=5", 'return=minimal; wait="5"', ""])
+async def test_other_preferences_are_ignored(client: httpx.AsyncClient, prefer: str) -> None:
+    response = await client.post("/v1/samples", json=GOOD, headers={"Prefer": prefer})
+    assert (response.status_code, "preference-applied" in response.headers) == (202, False)
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(
+    "value", ["wait", "wait=", "wait=61", "wait=-1", "wait=1.5", "wait=soon", "wait=" + "9" * 5000]
+)
+async def test_a_wrong_preference_is_refused_and_nothing_is_queued(
+    client: httpx.AsyncClient, queue: Queue, value: str
+) -> None:
+    document = problem(await client.post("/v1/samples", json=GOOD, headers={"Prefer": value}), 422, "invalid-request")
+    assert [error.field for error in document.errors] == ["Prefer"]
+    assert (await queue.census([])).evaluations == 0
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/samples"), ("GET", "/v1/jobs/{}")])
+async def test_a_client_that_goes_away_leaves_no_waiter(
+    settings: Settings, queue: Queue, method: str, path: str
+) -> None:
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+            job = (await client.post("/v1/samples", json=GOOD)).json()
+        said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        said.put_nowait({"type": "http.request", "body": json.dumps(GOOD).encode() if method == "POST" else b""})
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path.format(job["id"]),
+            "query_string": b"wait=60" if method == "GET" else b"",
+            "headers": [(b"content-type", b"application/json"), (b"prefer", b"wait=60")],
+        }
+        answering = asyncio.create_task(app(scope, said.get, _nobody))
+        events: Events = app.state.door.events
+        await eventually(lambda: _somebody_waits(events))
+        assert not answering.done()
+        said.put_nowait({"type": "http.disconnect"})
+        await asyncio.wait_for(answering, 5)
+        assert events.waiters == 0
+
+
+async def _nobody(_message: object) -> None:
+    """Where an answer goes whose client has left."""
+
+
+async def _somebody_waits(events: Events) -> bool:
+    return events.waiters > 0
+
+
 @pytest.mark.parametrize("wait", ["-1", "61", "nan", "inf", "abc", "", "1e400"])
 async def test_a_wrong_wait_is_refused(client: httpx.AsyncClient, wait: str) -> None:
     document = problem(await client.get(f"/v1/jobs/{'0' * 32}", params={"wait": wait}), 422, "invalid-request")
@@ -335,5 +458,7 @@ async def test_the_openapi_document_describes_the_contract(client: httpx.AsyncCl
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert {"/v1/samples", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/grid.png", "/v1/models", "/metrics"} <= set(paths)
     submit = paths["/v1/samples"]["post"]
-    assert {"202", "413", "415", "422", "503"} <= set(submit["responses"])
+    assert {"200", "202", "409", "413", "415", "422", "503"} <= set(submit["responses"])
+    assert {"application/json", "image/png"} == set(submit["responses"]["200"]["content"])
+    assert [parameter["name"] for parameter in submit["parameters"]] == ["Prefer"]
     assert "count" in submit["requestBody"]["content"]["application/json"]["schema"]["properties"]

@@ -16,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics
 from service.catalogue import Catalogue
-from service.events import Events
 from service.job import Job, JobError
 from service.kinds import KINDS
 from service.queue import Census, JobReport, Queue, Report, new_id
@@ -421,27 +420,6 @@ async def test_forgotten_results_are_swept(settings: Settings, queue: Queue, sub
     assert forgotten == [orphan]
     assert store.path(kept, "grid.png").exists()
     assert store.path("not a job", "notes.txt").exists()
-
-
-async def test_a_long_poll_answers_at_the_change_of_status(settings: Settings, queue: Queue, submit: Submit) -> None:
-    async with working(settings):
-        catalogue = await queue.catalogue()
-    events = Events(queue)
-    listening = asyncio.create_task(events.listen())
-    job_id = await submit(catalogue)
-    assert (await events.next_status(job_id, 0.05)).status == "queued"  # type: ignore[union-attr]
-    change = asyncio.create_task(events.next_status(job_id, 60))
-    await eventually(lambda: _has_waiter(events, job_id))
-    assert await next_batch(queue, models=["points-d128"])
-    job = await asyncio.wait_for(change, 5)
-    assert job is not None
-    assert job.status == "running"
-    assert await events.next_status(new_id(), 60) is None
-    listening.cancel()
-
-
-async def _has_waiter(events: Events, job_id: str) -> bool:
-    return events.is_awaited(job_id)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 18, 50])

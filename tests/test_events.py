@@ -1,0 +1,132 @@
+"""Waiting for changes of jobs, and the connection their messages come by, on a real server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+from redis.asyncio import ConnectionPool
+from redis.exceptions import ConnectionError as ConnectionLost
+from redis.exceptions import RedisError, ResponseError
+
+from service.events import Events, Patience
+from service.queue import Queue, new_id
+from service.redis_client import Link
+from tests.helpers import eventually
+from tests.test_queue import claim, ended, job_of, submit
+
+pytestmark = pytest.mark.anyio
+
+
+async def awaited(events: Events, job_id: str, patience: Patience) -> "asyncio.Task[str]":
+    """The status a waiter will be told, who is registered by now."""
+
+    async def status() -> str:
+        job = await events.follow(job_id, events.queue.read(job_id), patience)
+        assert job is not None
+        return job.status
+
+    before = events.waiters
+
+    async def is_registered() -> bool:
+        return events.waiters > before
+
+    waiting = asyncio.create_task(status())
+    await eventually(is_registered)
+    return waiting
+
+
+async def test_a_waiter_is_told_the_next_change_of_status_or_the_end(queue: Queue) -> None:
+    events, job_id = Events(queue), await submit(queue, 1)
+    change = await awaited(events, job_id, Patience(60))
+    end = await awaited(events, job_id, Patience(60, is_for_end=True))
+    batch = await claim(queue)
+    assert await asyncio.wait_for(change, 1) == "running"
+    assert not end.done()
+    await ended(queue, batch, job_id)
+    assert await asyncio.wait_for(end, 1) == "succeeded"
+    assert events.waiters == 0
+
+
+async def test_nobody_waits_for_what_has_ended_or_is_not_there(queue: Queue) -> None:
+    events, job_id = Events(queue), await submit(queue, 1)
+    await ended(queue, await claim(queue), job_id)
+    job = await events.follow(job_id, queue.read(job_id), Patience(60))
+    assert job == await job_of(queue, job_id)
+    unknown = new_id()
+    assert await events.follow(unknown, queue.read(unknown), Patience(60)) is None
+
+
+async def test_patience_ends_with_its_time_or_when_told(queue: Queue) -> None:
+    events, job_id = Events(queue), await submit(queue, 1)
+    assert await asyncio.wait_for(await awaited(events, job_id, Patience(0.01)), 1) == "queued"
+    patience = Patience(60)
+    waiting = await awaited(events, job_id, patience)
+    patience.end()
+    assert await asyncio.wait_for(waiting, 1) == "queued"
+    assert events.waiters == 0
+
+
+async def test_a_waiter_outlives_the_loss_of_the_connection(queue: Queue) -> None:
+    events, job_id = Events(queue), await submit(queue, 1)
+    end = await awaited(events, job_id, Patience(60, is_for_end=True))
+    await queue.redis.client_kill_filter(_type="pubsub")
+    # The first call after it may come before the loss is noticed.
+    with suppress(ConnectionLost):
+        await queue.read(job_id)
+    await ended(queue, await claim(queue), job_id)
+    assert await asyncio.wait_for(end, 10) == "succeeded"
+
+
+@pytest.fixture
+async def pool(redis_url: str) -> AsyncIterator[ConnectionPool]:
+    pool = ConnectionPool.from_url(redis_url, protocol=3, decode_responses=True)
+    yield pool
+    await pool.aclose()
+
+
+@pytest.fixture
+async def link(pool: ConnectionPool) -> AsyncIterator[Link]:
+    link = Link(pool)
+    yield link
+    await link.close()
+
+
+async def test_every_caller_of_a_link_gets_its_own_answer(link: Link) -> None:
+    async def echo(k: int) -> bool:
+        return bool(await link.call("ECHO", f"{k}") == f"{k}")
+
+    assert all(await asyncio.gather(*(echo(k) for k in range(200))))
+
+
+async def test_an_error_and_a_caller_that_leaves_disturb_nobody(link: Link) -> None:
+    leaving, wrong, right = (
+        asyncio.create_task(link.call(*words)) for words in (("ECHO", "1"), ("NONSENSE",), ("ECHO", "3"))
+    )
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(ResponseError, match="unknown command"):
+        await wrong
+    assert await right == "3"
+
+
+async def test_a_lost_link_fails_what_is_under_way_and_opens_again(link: Link, pool: ConnectionPool) -> None:
+    told: list[str] = []
+    link.subscribe("news", told.append)
+    own = await link.call("CLIENT", "ID")
+    waiting = asyncio.create_task(link.call("BLPOP", f"nothing-{new_id()}", 0))
+    other = Link(pool)
+    await other.call("CLIENT", "KILL", "ID", own)
+    await other.close()
+    with pytest.raises(ConnectionLost):
+        await waiting
+    assert await link.call("PUBLISH", "news", "hello") == 1
+    assert told == ["hello"]
+
+
+async def test_a_silent_server_is_taken_for_lost(pool: ConnectionPool) -> None:
+    link = Link(pool, timeout_seconds=0.2)
+    with pytest.raises(RedisError):
+        await asyncio.wait_for(link.call("BLPOP", f"nothing-{new_id()}", 0), 10)
+    assert await link.call("ECHO", "again") == "again"
+    await link.close()
