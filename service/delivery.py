@@ -133,11 +133,9 @@ class Delivery:
         if completion.is_stale:
             log.warning("batch stale", model=batch.model, jobs=len(stored))
             return
-        images = sum(each.share.images for each in stored)
-        metrics.images_generated.labels(batch.model).inc(images)
-        log.info("images delivered", lane=batch.lane, images=images, jobs=len(stored))
+        metrics.images_generated.labels(batch.model).inc(sum(each.share.images for each in stored))
         for job in completion.ended:
-            count_job(job, batch.model)
+            count_job(job, batch)
 
     def _write_kept(self, stored: Sequence[Stored]) -> None:
         """In the storing thread: the results of jobs whose last images came with these shares.
@@ -198,12 +196,12 @@ def _store_failed(error: Exception) -> JobError:
     return JobError(code="store-failed", detail=f"The result could not be stored: {reason}")
 
 
-def count_job(job: Job, model: str) -> None:
-    """Record, and log, a job that succeeded."""
-    metrics.jobs_finished.labels(model, "succeeded").inc()
+def count_job(job: Job, batch: Batch) -> None:
+    """Record, and log, a job that succeeded with a batch."""
+    metrics.jobs_finished.labels(batch.model, "succeeded").inc()
     if latency := job.latency():
-        metrics.observe_job(model, latency)
-        log.info("job succeeded", job=job.id, images=job.count, seconds=latency.total_seconds)
+        metrics.observe_job(batch.model, latency)
+        log.info("job succeeded", job=job.id, lane=batch.lane, images=job.count, seconds=latency.total_seconds)
 
 
 async def insist(call: Callable[[], Awaitable[Answer]]) -> Answer:

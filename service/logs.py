@@ -17,7 +17,7 @@ def get_logger() -> FilteringBoundLogger:
 def configure(process: str, log_format: Literal["text", "json"]) -> None:
     """Send the events of this process, and warnings of libraries, to standard error under the process's name.
 
-    As text, `03:12:45.123 worker-1  images delivered  images=64 jobs=4`; as JSON, one object per line.
+    As text, `03:12:45.123 worker-1  job succeeded   images=64 seconds=2.1`; as JSON, one object per line.
     """
 
     def name_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -37,13 +37,17 @@ class LocalStore:
         Raises OSError when the disk is full or the folder cannot be written.
         """
         path = self.path(job_id, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.{uuid4().hex}")
         try:
-            temporary.write_bytes(content)
+            try:
+                temporary.write_bytes(content)
+            except FileNotFoundError:  # the first file of this job
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(content)
             os.replace(temporary, path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
 
     def jobs(self, older_than_seconds: float) -> list[str]:
         """The jobs that have a folder, and wrote nothing into it for so long."""

@@ -92,7 +92,7 @@ def test_concurrent_requests_share_network_calls(service: Service) -> None:
     assert {job["status"] for job in ended} == {"succeeded"}
     until(lambda: metric("images_generated_total") == 160)
     assert metric("network_evaluation_seconds_count") <= (-(-160 // 64) + 1) * 11
-    lanes = {event["lane"] for event in service.events("images delivered")}
+    lanes = {event["lane"] for event in service.events("job succeeded")}
     assert "digits-d128|sample|6|heun|exact" in lanes
 
 
