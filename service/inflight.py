@@ -9,7 +9,7 @@ from service import metrics
 from service.engine import Engine
 from service.job import Part
 from service.kinds import Kind, Request
-from service.policy import Appetite, Flight, Policy, spans
+from service.policy import Appetite, Flight, Hands, Policy, spans
 from service.queue import Batch
 from service.sample import Walk
 
@@ -95,6 +95,7 @@ class Inflight:
         self._on_sampled, self._on_failure, self._on_turn = on_sampled, on_failure, on_turn
         self._cohorts: list[Cohort] = []
         self._changed = threading.Condition()
+        self._call_seconds = 0.0
         self._is_watched = False
         self._is_closed = False
 
@@ -120,10 +121,11 @@ class Inflight:
             self._is_closed = True
             self._changed.notify()
 
-    def appetite(self, claims: int) -> Appetite | None:
-        """What to claim next, after so many claims."""
+    def appetite(self, models: Sequence[str], claims: int) -> Appetite | None:
+        """What to claim of these models next, after so many claims."""
         with self._changed:
-            return self.policy.appetite(self._cohorts, self.engine.capacity, claims)
+            hands = Hands(self._cohorts, models, self.engine.capacity, claims, self._call_seconds)
+            return self.policy.appetite(hands)
 
     def watch(self) -> None:
         """Ask for one `on_turn`, after the turn under way."""
@@ -166,8 +168,8 @@ class Inflight:
         for cohort in chosen:
             cohort.remaining -= 1
             cohort.share.evaluations_done += cohort.images
-        rate = images / max(seconds, 1e-6)
-        self.images_per_second += 0.05 * (rate - self.images_per_second) if self.images_per_second else rate
+        self._call_seconds = _lately(self._call_seconds, seconds)
+        self.images_per_second = _lately(self.images_per_second, images / max(seconds, 1e-6))
         metrics.observe_evaluation(flight.model, seconds, self.engine.evaluated(flight, images) - images)
 
     def _land(self, chosen: Sequence[Cohort]) -> None:
@@ -185,6 +187,11 @@ class Inflight:
                 whole.append(share)
         if whole:
             self._on_sampled(whole)
+
+
+def _lately(known: float, measured: float) -> float:
+    """A running mean over some twenty measurements."""
+    return known + 0.05 * (measured - known) if known else measured
 
 
 def _walk(cohort: Cohort, engine: Engine) -> Walk:

@@ -3,7 +3,8 @@
 What is in hand are cohorts: a few images of one job that are at the same point of the same path.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -13,6 +14,9 @@ to spare the solver's arithmetic on each."""
 
 RESERVED_EVERY = 8
 """One of so many turns, and claims, is for the job that has waited longest, whatever its length: nothing starves."""
+
+RESERVE = 3
+"""How many capacities a worker may have in hand, the last of them for much shorter work alone."""
 
 
 class Flight(NamedTuple):
@@ -41,13 +45,34 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 
-class Appetite(NamedTuple):
-    """What a worker can take: so many images, of jobs of fewer than `below` evaluations if that is not 0."""
+@dataclass(frozen=True)
+class Appetite:
+    """What a worker can take."""
 
-    images: int
+    rooms: Mapping[str, int]
+    """The most images, by model."""
     below: int = 0
+    """Only jobs of fewer evaluations, if it is not 0."""
     is_for_oldest: bool = False
     """Whether the jobs that have waited longest come before those that are due."""
+    favourite: str = ""
+    """The model under way: its jobs fill calls that are made anyway, so they are taken early."""
+    favour_seconds: float = 0.0
+    """How much earlier."""
+
+
+@dataclass(frozen=True)
+class Hands:
+    """What a worker has and can, when it asks for more."""
+
+    cohorts: Sequence[Candidate]
+    models: Sequence[str]
+    capacity: int
+    """Images of the widest network call."""
+    claims: int = 0
+    """How often it has claimed."""
+    call_seconds: float = 0.0
+    """What a network call takes, lately."""
 
 
 class Policy(Protocol):
@@ -60,8 +85,8 @@ class Policy(Protocol):
     def choose(self, cohorts: Sequence[C], width: Callable[[Flight], int], turn: int) -> list[C]:
         """The cohorts of the next network call: of one flight, at most `width` images of it; [] for none."""
 
-    def appetite(self, cohorts: Sequence[Candidate], capacity: int, claims: int) -> Appetite | None:
-        """What to claim after so many claims, of a worker made for `capacity` images; None for nothing."""
+    def appetite(self, hands: Hands) -> Appetite | None:
+        """What to claim; None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +94,8 @@ class ShortestFirst:
     """Shortest remaining path first, with ageing: what counts is submission + remaining evaluations x patience.
 
     So a job is overtaken only by those that are shorter by as many evaluations as they came patiences later, and a job
-    under way by none of its own length. Beyond its capacity a worker takes work that is much shorter than the longest
-    it has, which then waits in hand.
+    under way by none of its own length. A worker that has filled a call takes only work that is much shorter than the
+    longest it has, which then waits in hand.
     """
 
     patience_seconds: float
@@ -83,13 +108,25 @@ class ShortestFirst:
     def _due(self, cohort: Candidate) -> float:
         return cohort.submitted + cohort.remaining * self.patience_seconds
 
-    def appetite(self, cohorts: Sequence[Candidate], capacity: int, claims: int) -> Appetite | None:
-        staying = sum(cohort.images for cohort in cohorts if cohort.remaining > 1)
-        if staying < capacity:
-            return Appetite(capacity - staying, is_for_oldest=claims % RESERVED_EVERY == RESERVED_EVERY - 1)
-        longest = max(cohort.remaining for cohort in cohorts)
-        reserve = 2 * capacity - sum(cohort.images for cohort in cohorts)
-        return Appetite(reserve, longest // 2) if reserve > 0 and longest > 1 else None
+    def appetite(self, hands: Hands) -> Appetite | None:
+        staying = Counter[str]()
+        for cohort in hands.cohorts:
+            staying[cohort.flight.model] += cohort.images if cohort.remaining > 1 else 0
+        if staying.total() < hands.capacity:
+            return self._fill_up(hands, staying)
+        longest = max(cohort.remaining for cohort in hands.cohorts)
+        reserve = RESERVE * hands.capacity - sum(cohort.images for cohort in hands.cohorts)
+        return Appetite(dict.fromkeys(hands.models, reserve), below=longest // 2) if reserve > 0 else None
+
+    def _fill_up(self, hands: Hands, staying: Counter[str]) -> Appetite:
+        """Every model may fill a call of its own, for calls are of one model; the one under way comes first."""
+        rooms = {model: room for model in hands.models if (room := hands.capacity - staying[model]) > 0}
+        is_for_oldest = hands.claims % RESERVED_EVERY == RESERVED_EVERY - 1
+        if not hands.cohorts or is_for_oldest:
+            return Appetite(rooms, is_for_oldest=is_for_oldest)
+        first = min(hands.cohorts, key=self._due)
+        under_way = max(each.remaining for each in hands.cohorts if each.flight == first.flight)
+        return Appetite(rooms, favourite=first.flight.model, favour_seconds=2 * under_way * hands.call_seconds)
 
 
 @dataclass(frozen=True)
@@ -101,8 +138,8 @@ class ByKey:
     def choose(self, cohorts: Sequence[C], width: Callable[[Flight], int], turn: int) -> list[C]:
         return list(cohorts)
 
-    def appetite(self, cohorts: Sequence[Candidate], capacity: int, claims: int) -> Appetite | None:
-        return None if cohorts else Appetite(capacity)
+    def appetite(self, hands: Hands) -> Appetite | None:
+        return None if hands.cohorts else Appetite(dict.fromkeys(hands.models, hands.capacity))
 
 
 def _submitted(cohort: Candidate) -> float:

@@ -181,9 +181,7 @@ class Queue:
         """The job, or None when there is none, or no longer."""
         return _job(job_id, await self._run("read", job_id))
 
-    async def claim(
-        self, batch_id: str, worker: str, appetite: Appetite, is_empty_handed: bool, models: Sequence[str]
-    ) -> Batch | None:
+    async def claim(self, batch_id: str, worker: str, appetite: Appetite, is_empty_handed: bool) -> Batch | None:
         """Images of the lane that is due first, or oldest, under a lease; None when nothing waits that can be taken.
 
         Raises EmptyHandsNeeded.
@@ -192,12 +190,13 @@ class Queue:
             "claim",
             batch_id,
             worker,
-            appetite.images,
             self._lease_ms,
             appetite.below,
             int(appetite.is_for_oldest),
             int(is_empty_handed),
-            *models,
+            appetite.favourite,
+            int(appetite.favour_seconds * 1e6),
+            *(word for model_and_room in appetite.rooms.items() for word in model_and_room),
         )
         if not answer:
             return None

@@ -28,8 +28,8 @@ from service.store import LocalStore
 IDLE_SECONDS = 5.0
 """How long an idle worker waits for a token before it looks at the queue all the same."""
 
-URGENT_SECONDS = 0.02
-"""How often a worker that is full looks for work much shorter than what it has."""
+LOOK_SECONDS = 0.01
+"""How often a worker at work looks for more, at most."""
 
 SWEEP_SECONDS = 60.0
 INSIST_SECONDS = 2.0
@@ -58,11 +58,13 @@ class Worker:
         """Shares claimed and not delivered, by batch and job."""
         self._stopping = asyncio.Event()
         self._turned = asyncio.Event()
-        """Something has left the worker's hands since the loop last looked."""
+        """A turn is over since the loop last looked, or these hands are empty."""
+        self._emptied = asyncio.Event()
+        self._emptied.set()
         self._computing = ThreadPoolExecutor(1, "compute")
         self._batch_id = new_id()
         self._needs_empty_hands = False
-        self._urgent_after = 0.0
+        self._looked = 0.0
         self._claims = 0
 
     async def run(self) -> None:
@@ -125,18 +127,13 @@ class Worker:
     async def _claim_work(self) -> None:
         """Claim what fits in hand, until the order to stop."""
         while not self._stopping.is_set():
-            appetite = self._appetite()
-            if appetite is None:
-                await self._next_turn()
-                continue
             try:
-                batch = await self.queue.claim(self._batch_id, self.name, appetite, not self.in_hand, self.models)
+                appetite = self._appetite()
+                batch = appetite and await self.queue.claim(self._batch_id, self.name, appetite, not self.in_hand)
                 if batch:
-                    await self._take(batch, appetite)
-                if appetite.below:
-                    self._urgent_after = time.monotonic() + (0.0 if batch else URGENT_SECONDS)
-                elif batch is None or not batch.leaves_more:
-                    await self._unless_stopping(self.queue.wait_for_work(self.models, IDLE_SECONDS))
+                    await self._take(batch)
+                if not batch or not batch.leaves_more:
+                    await self._wait_to_look()
             except EmptyHandsNeeded:
                 self._needs_empty_hands = True
             except RedisError as error:
@@ -144,20 +141,27 @@ class Worker:
                 await self._pause(1.0)
 
     def _appetite(self) -> Appetite | None:
-        """What to claim now; None for nothing before something has left these hands, or time has passed."""
+        """What to claim now; None for nothing before something has left these hands."""
         if self._needs_empty_hands and self.in_hand:
             return None
         self._needs_empty_hands = False
-        appetite = self.inflight.appetite(self._claims)
-        is_too_soon = appetite and appetite.below and time.monotonic() < self._urgent_after
-        return None if is_too_soon else appetite
+        return self.inflight.appetite(self.models, self._claims)
 
-    async def _next_turn(self) -> None:
-        """Wait until something has left these hands, or the order to stop."""
+    async def _wait_to_look(self) -> None:
+        """Until there may be something to claim, or the order to stop.
+
+        With empty hands that is when work comes; with full ones after a turn. So what comes goes to an idle worker
+        first, and one at work finds it when it could begin with it at the soonest.
+        """
+        if not self.in_hand:
+            await self._unless_stopping(self.queue.wait_for_work(self.models, IDLE_SECONDS))
+            return
         self._turned.clear()
         self.inflight.watch()
-        if self._appetite() is None:  # else it happened just before the watch began
-            await self._unless_stopping(self._turned.wait())
+        await self._unless_stopping(self._turned.wait())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._emptied.wait(), self._looked + LOOK_SECONDS - time.monotonic())
+        self._looked = time.monotonic()
 
     async def _pause(self, seconds: float) -> None:
         await self._unless_stopping(asyncio.sleep(seconds))
@@ -173,13 +177,13 @@ class Worker:
         else:
             task.cancel()
 
-    async def _take(self, batch: Batch, appetite: Appetite) -> None:
+    async def _take(self, batch: Batch) -> None:
         """Put a claimed batch in hand."""
         # Only now a new id: a claim that was answered into the void is answered again.
         self._batch_id = new_id()
         self._claims += 1
         metrics.batch_images.labels(batch.model).observe(batch.images)
-        metrics.batches.labels(batch.model, "full" if batch.images >= appetite.images else "idle").inc()
+        metrics.batches.labels(batch.model, "full" if batch.images >= self.engine.capacity else "idle").inc()
         self._needs_empty_hands = batch.is_alone
         try:
             shares = shares_of(batch, kind_of(batch.lane), self.engine.width)
@@ -188,6 +192,7 @@ class Worker:
             await self.delivery.give_back(batch, sampling_failed(error))
             return
         self.in_hand[batch.id] = {share.job_id: share for share in shares}
+        self._emptied.clear()
         self.inflight.enter(shares)
 
     def _on_turn(self) -> None:
@@ -200,7 +205,9 @@ class Worker:
         shares.pop(share.job_id, None)
         if not shares:
             self.in_hand.pop(share.batch.id, None)
-        self._turned.set()
+        if not self.in_hand:
+            self._emptied.set()
+            self._turned.set()
 
     async def _keep_leases(self) -> None:
         """Prolong the leases of what is in hand, and note its progress, until cancelled."""
@@ -292,9 +299,7 @@ class Worker:
 
     async def _empty_handed(self) -> None:
         """Wait until everything claimed is delivered."""
-        while self.in_hand or not self.delivery.is_idle:
-            self._turned.clear()
-            await self._turned.wait()
+        await self._emptied.wait()
 
     async def _shut_down(self) -> None:
         self.inflight.close()

@@ -83,6 +83,5 @@ async def next_batch(
     models: Sequence[str] = MODELS,
 ) -> Batch | None:
     """What a worker with so much room would claim."""
-    return await queue.claim(
-        batch_id or new_id(), worker, Appetite(room, below, is_for_oldest), is_empty_handed, models
-    )
+    appetite = Appetite(dict.fromkeys(models, room), below, is_for_oldest)
+    return await queue.claim(batch_id or new_id(), worker, appetite, is_empty_handed)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.policy import RESERVED_EVERY, Appetite, ByKey, Candidate, Flight, Policy, ShortestFirst, spans
+from service.policy import RESERVED_EVERY, Appetite, ByKey, Flight, Hands, Policy, ShortestFirst, spans
 
 A, B = Flight("digits-d128", "exact"), Flight("digits-d128", "fast")
+OTHER = Flight("digits-d1", "exact")
+MODELS = [A.model, OTHER.model]
 SHORT, LONG = 9, 199
 
 
@@ -68,29 +70,43 @@ def test_one_turn_in_eight_is_for_who_has_waited_longest() -> None:
 def test_by_key_takes_all_there_is_and_asks_only_with_empty_hands() -> None:
     cohorts = [Waiting(5, images=8), Waiting(5, images=8)]
     assert chosen(ByKey(), *cohorts) == [0, 1]
-    assert ByKey().appetite(cohorts, 64, 1) is None
-    assert ByKey().appetite([], 64, 1) == Appetite(64)
+    assert ByKey().appetite(Hands(cohorts, MODELS, 64)) is None
+    assert ByKey().appetite(Hands([], MODELS, 64)) == Appetite({A.model: 64, OTHER.model: 64})
 
 
-@pytest.mark.parametrize(
-    ("cohorts", "appetite"),
-    [
-        ([], Appetite(16)),
-        ([Waiting(35, images=8)], Appetite(8)),
-        ([Waiting(35, images=8), Waiting(1, images=8)], Appetite(8)),
-        ([Waiting(35, images=8), Waiting(99, images=8)], Appetite(16, below=49)),
-        ([Waiting(99, images=8)] * 3, Appetite(8, below=49)),
-        ([Waiting(99, images=8)] * 4, None),
-    ],
-    ids=["nothing", "half", "about to leave", "full: shorter work only", "beyond", "twice full"],
-)
-def test_appetite(cohorts: Sequence[Candidate], appetite: Appetite | None) -> None:
-    assert ShortestFirst(1.0).appetite(cohorts, 16, 1) == appetite
+def appetite(*cohorts: Waiting, claims: int = 0) -> Appetite:
+    """Of a worker for two models, whose calls take 16 images and half a second."""
+    found = ShortestFirst(1.0).appetite(Hands(cohorts, MODELS, 16, claims, call_seconds=0.5))
+    assert found is not None
+    return found
+
+
+def test_empty_hands_take_what_fills_a_call() -> None:
+    assert appetite() == Appetite({A.model: 16, OTHER.model: 16})
+
+
+def test_what_fills_the_calls_under_way_comes_first_and_other_models_fill_calls_of_their_own() -> None:
+    """By the time of two batches like the one under way: here 2 x 35 calls of half a second."""
+    found = appetite(Waiting(35, images=8), Waiting(20, images=2, flight=B))
+    assert found == Appetite({A.model: 6, OTHER.model: 16}, favourite=A.model, favour_seconds=20.0)
+    found = appetite(Waiting(35, images=8), Waiting(20, images=2, flight=OTHER))
+    assert found == Appetite({A.model: 8, OTHER.model: 14}, favourite=OTHER.model, favour_seconds=20.0)
+
+
+def test_images_about_to_leave_make_room() -> None:
+    assert appetite(Waiting(35, images=8), Waiting(1, images=8)).rooms[A.model] == 8
+
+
+def test_with_a_full_call_only_much_shorter_work_is_taken() -> None:
+    full = [Waiting(35, images=8), Waiting(99, images=8)]
+    assert appetite(*full) == Appetite({A.model: 32, OTHER.model: 32}, below=49)
+    assert appetite(*full, Waiting(9, images=24)) == Appetite({A.model: 8, OTHER.model: 8}, below=49)
+    assert ShortestFirst(1.0).appetite(Hands([Waiting(99, images=48)], MODELS, 16)) is None
 
 
 def test_one_claim_in_eight_is_for_who_has_waited_longest() -> None:
-    appetites = [ShortestFirst(1.0).appetite([], 16, claims) for claims in range(RESERVED_EVERY)]
-    assert appetites == [Appetite(16)] * (RESERVED_EVERY - 1) + [Appetite(16, is_for_oldest=True)]
+    oldest = [appetite(Waiting(9), claims=claims).is_for_oldest for claims in range(RESERVED_EVERY)]
+    assert oldest == [False] * (RESERVED_EVERY - 1) + [True]
 
 
 @pytest.mark.parametrize(("length", "width", "lengths"), [(20, 64, [8, 8, 4]), (3, 8, [1, 1, 1]), (2, 1, [1, 1])])

@@ -11,6 +11,7 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from service.job import Job, JobError
+from service.policy import Appetite
 from service.queue import Batch, EmptyHandsNeeded, JobReport, Queue, Renewal, Report, new_id
 from service.settings import Settings
 from tests.helpers import LANE, MODELS, eventually, facts, next_batch, worker_state
@@ -325,6 +326,18 @@ async def test_shorter_jobs_go_first_until_the_longer_have_waited_long_enough(qu
     await a_little_later(queue)
     short = await submit(hasty, 1, OTHER_LANE, evaluations=10)
     assert [(await claim(hasty)).requests.keys() for _ in range(2)] == [{long}, {short}]
+
+
+async def test_the_model_under_way_is_favoured_and_has_its_own_room(queue: Queue) -> None:
+    other = await submit(queue, 20, OTHER_MODEL)
+    await a_little_later(queue)
+    same = await submit(queue, 20, LANE)
+    rooms = {"digits-d128": 3, "digits-d2048": 5}
+    for favour_seconds, expected in ((60.0, (same, 0, 5)), (0.0, (other, 0, 3)), (0.001, (other, 3, 3))):
+        appetite = Appetite(rooms, favourite="digits-d2048", favour_seconds=favour_seconds)
+        batch = await queue.claim(new_id(), "worker-1", appetite, is_empty_handed=True)
+        assert batch is not None
+        assert [tuple(part) for part in batch.parts] == [expected]
 
 
 async def test_the_oldest_can_be_asked_for(queue: Queue) -> None:

@@ -1,17 +1,17 @@
--- Claim up to `room` images of the lane that is due first, or has waited longest, across jobs, splitting large ones.
--- A job that must run alone is claimed by a worker with empty hands. A repeated call answers as the first.
--- Returns {} when nothing waits, {"alone"} when empty hands are needed, else
+-- Claim images of the lane that is due first, or has waited longest, across jobs, splitting large ones; as many as the
+-- worker has room for of that model. A job that must run alone is claimed by a worker with empty hands.
+-- A repeated call answers as the first. Returns {} when nothing waits, {"alone"} when empty hands are needed, else
 -- {lane, parts, 1 if alone else 0, 1 if more waits for these models else 0, job, request, submitted [ms], job, ...}.
--- ARGV: batch, worker, room, lease [ms], below (evaluations per image; 0 = any), the oldest (1 or 0),
---       hands are empty (1 or 0), model, ...
-local batch, room, below, oldest = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5]), ARGV[6] == '1'
+-- ARGV: batch, worker, lease [ms], below (evaluations per image; 0 = any), the oldest (1 or 0), hands are empty (1 or 0),
+--       favourite model, by how much its lanes come earlier [us], model, room, model, room, ...
+local batch, below, oldest = ARGV[1], tonumber(ARGV[4]), ARGV[5] == '1'
 local AHEAD = 8  -- lanes of a model that are looked at for shorter jobs
 local last = oldest and -1 or below > 0 and AHEAD - 1 or 0
 
 -- Whether something waits for one of the models; tokens that would wake workers for nothing are taken back.
 local function more()
   local found = 0
-  for i = 8, #ARGV do
+  for i = 9, #ARGV, 2 do
     if redis.call('EXISTS', P .. 'lanes:' .. ARGV[i]) == 1 then found = 1 else redis.call('DEL', P .. 'wake:' .. ARGV[i]) end
   end
   return found
@@ -42,17 +42,20 @@ end
 local before = redis.call('HMGET', P .. 'batch:' .. batch, 'lane', 'parts', 'alone')
 if before[1] then return answer(before[1], before[2], tonumber(before[3])) end
 
-local lane, due
-for i = 8, #ARGV do
+local lane, due, room
+for i = 9, #ARGV, 2 do
   local heads = redis.call('ZRANGE', P .. 'lanes:' .. ARGV[i], 0, last, 'WITHSCORES')
   for k = 1, #heads, 2 do
     local score = tonumber(oldest and redis.call('HGET', P .. 'job:' .. head_of(heads[k]), 'submitted_ms') or heads[k + 1])
-    if (not due or score < due) and is_short(heads[k]) then lane, due = heads[k], score end
+    if ARGV[i] == ARGV[7] and not oldest then score = score - ARGV[8] end
+    if (not due or score < due) and is_short(heads[k]) then
+      lane, due, room = heads[k], score, tonumber(ARGV[i + 1])
+    end
   end
 end
 if not lane then return {} end
 local alone = redis.call('HGET', P .. 'job:' .. head_of(lane), 'alone') and 1 or 0
-if alone == 1 and ARGV[7] == '0' then return {'alone'} end
+if alone == 1 and ARGV[6] == '0' then return {'alone'} end
 
 local t, taken, claimed = now(), {}, 0
 while claimed < room do
@@ -83,5 +86,5 @@ index_lane(lane)
 local text = table.concat(taken, ';')
 redis.call('HSET', P .. 'batch:' .. batch,
   'worker', ARGV[2], 'lane', lane, 'parts', text, 'alone', alone, 'claimed_ms', t)
-redis.call('ZADD', P .. 'leases', t + ARGV[4], batch)
+redis.call('ZADD', P .. 'leases', t + ARGV[3], batch)
 return answer(lane, text, alone)
