@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from models.card import Card
 from models.checkpoint import Model, build
 from models.fast import Way
-from models.shapes import Network, random_batch
+from models.shapes import Network, Shapes, random_batch
 from models.unet import EDMPrecond
 
 PAYS_BELOW_SECONDS = 0.1
-"""An evaluation that takes longer is hardly overhead: compiling it has not paid."""
+"""An evaluation that takes longer is hardly overhead."""
 
 SOURCES = ("unet.py", "fast.py", "compiled.py")
 """The files that decide what is compiled."""
@@ -47,35 +47,47 @@ class Program:
         self._loader.load_constants(self._tensors, False, True, True, False)
 
     def __call__(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """The network's answer. It looks at no strides: x must be as it was compiled for."""
+        """The network's answer to inputs of the types of `random_batch`: the code itself checks none."""
         inputs = [x.contiguous(memory_format=torch.channels_last), *(rows.contiguous() for rows in rest)]
         return self._loader.run(inputs)[0]
 
 
 def compile_in_background(
-    model: Model, network: nn.Module, way: Way, sizes: Sequence[int], cache: Path
+    model: Model, network: nn.Module, way: Way, shapes: Shapes, cache: Path
 ) -> dict[int, Future[Network]]:
-    """For every batch size the compiled network to come; what the cache holds is there at once.
+    """For every batch size where it pays, the compiled network to come; what the cache holds is there at once.
 
-    `network` is the model's in that way. Another process compiles the rest, size after size, and ends with this one.
-    A future raises RuntimeError when there is no working C++ compiler, or when compiling fails. A network that is no
-    U-Net is not compiled: no sizes. On CUDA, torch.compile records graphs in a thread; that was never run.
+    `network` is the model's in that way, `shapes` its sizes. Another process compiles the rest, size after size, and
+    ends with this one. A future raises RuntimeError when there is no C++ compiler, or when compiling or loading fails.
+    A network that is no U-Net is not compiled: no sizes. On CUDA, torch.compile records graphs in a thread; nobody has
+    run that yet.
     """
     if not isinstance(network, EDMPrecond):
         return {}
-    programs: dict[int, Future[Network]] = {size: Future() for size in sizes}
+    pays = [size for size, seconds in zip(shapes.sizes, shapes.seconds, strict=True) if seconds < PAYS_BELOW_SECONDS]
+    programs: dict[int, Future[Network]] = {size: Future() for size in pays}
     if model.device.type == "cuda":
         threading.Thread(target=_graph, args=(model, network, programs), daemon=True).start()
         return programs
     cache.mkdir(parents=True, exist_ok=True)
-    paths = {size: cache / f"{_key(model.card, way, size)}.pt2" for size in sizes}
-    for size, path in paths.items():
+    missing = {}
+    for size in pays:
+        path = cache / f"{_key(model.card, way, size)}.pt2"
         if path.exists():
-            programs[size].set_result(Program(path, network))
-    if missing := {size: path for size, path in paths.items() if not path.exists()}:
+            _fulfil(programs[size], path, network)
+        else:
+            missing[size] = path
+    if missing:
         order = Order(_make(model.card), way, torch.get_num_threads(), missing)
         threading.Thread(target=_follow, args=(_start(order), network, order, programs), daemon=True).start()
     return programs
+
+
+def _fulfil(program: Future[Network], path: Path, network: nn.Module) -> None:
+    try:
+        program.set_result(Program(path, network))
+    except RuntimeError as error:
+        program.set_exception(RuntimeError(f"{path}: cannot be loaded ({error})"))
 
 
 def _graph(model: Model, network: nn.Module, programs: dict[int, Future[Network]]) -> None:
@@ -119,7 +131,7 @@ def _follow(
         for line in process.stdout or ():
             report = line.strip()
             if report.isdecimal():
-                programs[int(report)].set_result(Program(order.paths[int(report)], network))
+                _fulfil(programs[int(report)], order.paths[int(report)], network)
             else:
                 reason = report
     for size in order.paths:

@@ -6,7 +6,7 @@ is measured: on a CPU with AMX, bfloat16 is 4 times as fast as float32; on one w
 
 import copy
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from models.checkpoint import Model
 from models.shapes import Network, random_batch, timed
 from models.unet import Block, Conv, EDMPrecond
+
+Precision = Literal["exact", "fast"]
 
 N = TypeVar("N", bound=nn.Module)
 
