@@ -1,7 +1,7 @@
 """The commands of the model side: `pfgmpp train` and `pfgmpp judge`. What they need is imported when one runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -65,6 +65,9 @@ def judge(
     ] = None,
     count: Annotated[int, typer.Option(help="Images of each model.", min=10)] = 1000,
     steps: Annotated[int, typer.Option(help="Solver steps.", min=2)] = 18,
+    precision: Annotated[
+        Literal["exact", "fast"], typer.Option(help="float32, or what is fastest on this machine.")
+    ] = "exact",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
     """Measure what models of the digits are worth and print the table of the README."""
@@ -91,7 +94,7 @@ def judge(
     )
     typer.echo("|---|---|---|---|---|")
     for model in track(sorted(models, key=lambda model: model.card.D), "judging", console=Console(stderr=True)):
-        verdict = judging.judge(*balanced(model, count, steps))
+        verdict = judging.judge(*balanced(model, count, steps, precision=precision))
         typer.echo(
             f"| {model.card.dataset}, D = {format_D(model.card.D)} | {verdict.images:,} | {verdict.recognised:.1%} "
             f"| {verdict.nearest:.3f} | {verdict.copies:.1%} |"

@@ -1,6 +1,7 @@
 """What a model of the digits is worth, measured: recognised classes, and distance from its training set."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,10 @@ from sklearn.svm import SVC
 
 from models.checkpoint import Model
 from models.data import Dataset, load_digits
+from models.fast import Precision, fastest
 from models.generate import Generator, UInt8Array, to_uint8
 from models.kernel import FloatArray
-from models.shapes import steady_shapes
+from models.shapes import steady_shapes, timed_shapes
 
 BATCH = 64
 
@@ -61,10 +63,18 @@ def features(data: Dataset) -> FloatArray:
 
 
 def balanced(
-    model: Model, count: int, steps: int, report: Callable[[int], object] = lambda done: None
+    model: Model,
+    count: int,
+    steps: int,
+    report: Callable[[int], object] = lambda done: None,
+    precision: Precision = "exact",
 ) -> tuple[UInt8Array, list[int]]:
     """Images of seeds 0..count-1 with classes in turn, through the sampler of the service; and those classes."""
-    generator = Generator(model, steady_shapes(model, BATCH))
+    if precision == "fast":
+        model = replace(model, network=fastest(model).of(model.network))
+        generator = Generator(model, timed_shapes(model, BATCH, model.network))
+    else:
+        generator = Generator(model, steady_shapes(model, BATCH))
     labels = [seed % len(model.card.classes) for seed in range(count)]
     batches = []
     for start in range(0, count, BATCH):

@@ -101,8 +101,8 @@ class Linear(nn.Linear):
 
 
 def steady(rows: Tensor) -> Tensor:
-    """Rows [B, ...] filled up with zeros to STEADY_ROWS, where there are fewer."""
-    missing = STEADY_ROWS - len(rows)
+    """Rows [B, ...] filled up with zeros to STEADY_ROWS, where there are fewer; a compiled network promises no bits."""
+    missing = 0 if torch.compiler.is_compiling() else STEADY_ROWS - len(rows)
     return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing)) if missing > 0 else rows
 
 
@@ -202,6 +202,7 @@ class SongUNet(nn.Module):
         width = options.model_channels
         noise_channels = width * options.channel_mult_noise
         self.emb_channels = 4 * width
+        self.dtype = torch.float32  # of what lies between the first convolution and the last
         features = FourierFeatures if options.embedding == "fourier" else PositionalFeatures
         self.map_noise = features(noise_channels)
         self.map_label = Linear(classes, noise_channels) if classes else None
@@ -285,19 +286,19 @@ class SongUNet(nn.Module):
     ) -> Tensor:
         """[B, C, H, W] at noise level [B] -> [B, C, H, W]; absent labels count as all zero."""
         given = (None if rows is None else steady(rows) for rows in (labels, augment_labels))
-        emb = self.embed(steady(c_noise), *given)
-        aux = x
+        emb = self.embed(steady(c_noise), *given).to(self.dtype)
+        aux = x.to(self.dtype)
         skips: list[Tensor] = []
         for name, layer in self.enc.items():
             if name.endswith("aux_residual"):
                 aux = (layer(aux) + x) * math.sqrt(0.5)
                 x = skips[-1] = aux
             else:
-                x = layer(x, emb) if isinstance(layer, Block) else layer(x)
+                x = layer(x, emb) if isinstance(layer, Block) else layer(x).to(self.dtype)
                 skips.append(x)
         for name, layer in self.dec.items():
             if name.endswith("aux_norm"):
-                x = silu(layer(x))
+                x = silu(layer(x.to(torch.float32)))
             elif name.endswith("aux_conv"):
                 x = layer(x)
             else:

@@ -79,7 +79,7 @@ def test_the_same_request_gives_the_same_bytes(service: Service) -> None:
 
 
 def test_concurrent_requests_share_network_calls(service: Service) -> None:
-    """No more of them than ceil(images / limit) + 1 full batches would take."""
+    """How many images a call takes is measured at the start: 64 on a quiet machine, and hardly ever fewer than 16."""
 
     def metric(name: str) -> float:
         lines = service.client.get("/metrics").text.splitlines()
@@ -91,7 +91,7 @@ def test_concurrent_requests_share_network_calls(service: Service) -> None:
         ended = list(pool.map(lambda job: service.ended(job["id"]), jobs))
     assert {job["status"] for job in ended} == {"succeeded"}
     until(lambda: metric("images_generated_total") == 160)
-    assert metric("network_evaluation_seconds_count") <= (-(-160 // 64) + 1) * 11
+    assert metric("network_evaluation_seconds_count") <= (160 // 16 + 1) * 11
     lanes = {event["lane"] for event in service.events("job succeeded")}
     assert "digits-d128|sample|6|heun|exact" in lanes
 

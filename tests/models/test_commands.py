@@ -62,12 +62,20 @@ def test_train_knows_no_other_data(recipe: Path) -> None:
     assert "cats" in plain(done.output)
 
 
-def test_judge_prints_a_row_for_each_model() -> None:
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_judge_prints_a_row_for_each_model(precision: str) -> None:
     files = [str(SHIPPED / f"digits-{D}.safetensors") for D in ("d2048", "d1")]
-    done = CliRunner().invoke(app, ["judge", *files, "--count", "10", "--steps", "2", "--threads", "1"])
+    numbers = ["--count", "10", "--steps", "2", "--threads", "1", "--precision", precision]
+    done = CliRunner().invoke(app, ["judge", *files, *numbers])
     assert done.exit_code == 0, done.output
     rows = [line for line in done.stdout.splitlines() if line.startswith("| digits")]
     assert [row.split("|")[1].strip() for row in rows] == ["digits, D = 1", "digits, D = 2048"]
+
+
+def test_judge_knows_no_other_precision() -> None:
+    done = CliRunner().invoke(app, ["judge", "--precision", "double"])
+    assert done.exit_code == 2
+    assert "double" in plain(done.output)
 
 
 def test_judge_refuses_a_file_that_is_no_model(tmp_path: Path) -> None:
