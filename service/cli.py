@@ -49,6 +49,7 @@ def serve(
 @app.command()
 def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Option(hidden=True)] = None) -> None:
     """Run the API alone; REDIS_URL says where the queue is."""
+    import gc
     import socket
 
     import uvicorn
@@ -70,6 +71,8 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
         timeout_graceful_shutdown=2,
     )
     sockets = None if fd is None else [socket.socket(fileno=fd)]
+    # What is loaded by now stays: looking through all of it took a full garbage collection 60 ms.
+    gc.freeze()
     uvicorn.Server(config).run(sockets)
 
 
