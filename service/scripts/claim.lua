@@ -85,6 +85,6 @@ redis.call('HINCRBY', P .. 'lane-images', lane, -claimed)
 index_lane(lane)
 local text = table.concat(taken, ';')
 redis.call('HSET', P .. 'batch:' .. batch,
-  'worker', ARGV[2], 'lane', lane, 'parts', text, 'alone', alone, 'claimed_ms', t)
+  'worker', ARGV[2], 'lane', lane, 'parts', text, 'alone', alone, 'claimed_us', now_us())
 redis.call('ZADD', P .. 'leases', t + ARGV[3], batch)
 return answer(lane, text, alone)

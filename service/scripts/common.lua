@@ -105,26 +105,27 @@ end
 
 -- Give the images of a batch back to their lanes, or those of one of its jobs; jobs run alone from now on if the loss
 -- is charged to them. A job is charged once for all batches that it had out when it was charged: one accident is one
--- attempt. Returns a flat list of job, model, "requeued" or "failed".
+-- attempt (told by microseconds: what is lost may be claimed again within the millisecond).
+-- Returns a flat list of job, model, "requeued" or "failed".
 local function give_back(batch, only, err, charged, t, max_attempts, retention_ms)
   local told, seen, left = {}, {}, {}
-  local out = redis.call('HMGET', P .. 'batch:' .. batch, 'parts', 'claimed_ms')
+  local out = redis.call('HMGET', P .. 'batch:' .. batch, 'parts', 'claimed_us')
   for _, part in ipairs(parts(out[1])) do
     local id, start, length = part[1], part[2], part[3]
     local key = P .. 'job:' .. id
-    local job = redis.call('HMGET', key, 'status', 'queued', 'lane', 'score', 'attempts', 'charged_ms')
+    local job = redis.call('HMGET', key, 'status', 'queued', 'lane', 'score', 'attempts', 'charged_us')
     if only ~= '' and id ~= only then
       left[#left + 1] = table.concat(part, ':')
     elseif is_open(job[1]) then
       redis.call('HDEL', key, 'progress:' .. batch)
       if not seen[id] then
         seen[id] = true
-        local is_new = charged and tonumber(out[2]) >= tonumber(job[6] or '0')
+        local is_new = charged and tonumber(out[2]) > tonumber(job[6] or '0')
         if is_new and tonumber(job[5]) >= max_attempts then
           finish(id, 'failed', err, t, retention_ms)
           told[#told + 1] = id; told[#told + 1] = model_of(job[3]); told[#told + 1] = 'failed'
         else
-          if is_new then redis.call('HSET', key, 'attempts', job[5] + 1, 'charged_ms', t, 'alone', '1') end
+          if is_new then redis.call('HSET', key, 'attempts', job[5] + 1, 'charged_us', now_us(), 'alone', '1') end
           told[#told + 1] = id; told[#told + 1] = model_of(job[3]); told[#told + 1] = 'requeued'
         end
       end
