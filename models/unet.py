@@ -44,6 +44,7 @@ class Conv(nn.Conv2d):
         self.filter_last = filter_last
         self.margin = margin
         self.nearest = len(resample_filter) == 2 and len(set(resample_filter)) == 1
+        self.linear = resample_filter == (1, 3, 3, 1)
         if resampling:
             total = sum(resample_filter) ** 2
             kernel = [[a * b / total for b in resample_filter] for a in resample_filter]
@@ -73,9 +74,15 @@ class Conv(nn.Conv2d):
         return super().forward(x)
 
     def _double(self, x: Tensor) -> Tensor:
-        """Twice the resolution. The filter [1, 1] repeats pixels: 6 times quicker than as a convolution (32x4x4)."""
+        """Twice the resolution.
+
+        The filter [1, 1] repeats pixels: 6 times quicker than as a convolution (32x4x4). [1, 3, 3, 1] interpolates
+        linearly between them, with zeros around: as a convolution in bfloat16 it takes 10 to 60 times as long.
+        """
         if self.nearest:
             return F.interpolate(x, scale_factor=2, mode="nearest")
+        if self.linear:
+            return F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
         kernel = self.resample_filter.mul(4).expand(x.shape[1], -1, -1, -1)
         return F.conv_transpose2d(x, kernel, groups=x.shape[1], stride=2, padding=self.margin)
 
