@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +50,19 @@ class Program:
         """The network's answer to inputs of the types of `random_batch`: the code itself checks none."""
         inputs = [x.contiguous(memory_format=torch.channels_last), *(rows.contiguous() for rows in rest)]
         return self._loader.run(inputs)[0]
+
+
+class CompiledNetwork(nn.Module):
+    """A network with compiled code for some batch sizes; it runs the others itself."""
+
+    def __init__(self, network: nn.Module, programs: Mapping[int, Network]):
+        super().__init__()
+        self.network = network
+        self._programs = dict(programs)
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """The network's answer to a batch of any size."""
+        return self._programs.get(len(batch[0]), self.network)(*batch)
 
 
 def compile_in_background(

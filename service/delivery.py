@@ -156,7 +156,11 @@ class Delivery:
         """Report shares of a batch to the queue."""
         jobs = {
             each.share.job_id: JobReport(
-                timings=_timings(each.share), images=each.share.widest, labels=each.labels, is_written=each.is_written
+                timings=_timings(each.share),
+                images=each.share.widest,
+                arithmetic=each.share.arithmetic,
+                labels=each.labels,
+                is_written=each.is_written,
             )
             for each in stored
         }

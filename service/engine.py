@@ -1,6 +1,8 @@
 """The bridge to `models`: the only module of the service that knows them, and torch."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -9,76 +11,98 @@ import torch
 import models.generate
 from models.card import SHIPPED, CheckpointError, checkpoint_files, format_D
 from models.checkpoint import Model, load
+from models.compiled import CompiledNetwork, compile_in_background
+from models.fast import Way, fastest
 from models.generate import Generator
-from models.shapes import Shapes, steady_shapes
+from models.shapes import Network, Shapes, steady_shapes, timed_shapes
 from service.catalogue import ModelFacts
 from service.logs import get_logger
 from service.policy import Flight
-from service.sample import Walk
+from service.sample import Precision, Walk
 
 SOLVERS = ("heun",)
+
+Programs = dict[int, Future[Network]]
+"""Compiled networks to come, by batch size."""
 
 log = get_logger()
 
 
 class Engine:
-    """Holds the checkpoints of a store, loaded and warm on one device."""
+    """Holds the checkpoints of a store, loaded and warm on one device.
 
-    def __init__(self, store: Path | None, device: torch.device, largest_batch: int):
+    `exact` networks are ready at the start, `fast` ones when they are first asked for: which way is fastest, and in
+    which batch sizes, is measured then, once for all models of the same make. Small ones are compiled beside that, in
+    another process, and take over when they are done. All but `width` and `capacity` is for one thread.
+    """
+
+    def __init__(self, store: Path | None, device: torch.device, largest_batch: int, compiled_dir: Path | None = None):
         self.device = device
-        self._generators: dict[str, Generator] = {}
+        self._largest_batch = largest_batch
+        self._compiled_dir = compiled_dir
+        self._generators: dict[Flight, Generator] = {}
         self._shapes: dict[object, Shapes] = {}
+        self._ways: dict[object, Way] = {}
+        self._compiling: dict[Flight, Programs] = {}
         self._launched: torch.cuda.Event | None = None
         for path in checkpoint_files(store or SHIPPED):
-            self._take(path, largest_batch)
+            self._take(path)
+        self.models = [flight.model for flight in self._generators]
+        self.capacity = max((generator.width for generator in self._generators.values()), default=0)
+        """The images that are worth having in hand: those of the widest network call."""
 
-    def _take(self, path: Path, largest_batch: int) -> None:
+    def _take(self, path: Path) -> None:
         """Load and warm one checkpoint, or say why not: one bad file does not stop the others."""
         try:
             model = load(path, self.device)
-            name = model.card.name
-            if name in self._generators:
-                raise CheckpointError(f"{path}: another file of the store already holds {name}")
-            shapes = self._steady_shapes(model, largest_batch)
+            flight = Flight(model.card.name, "exact")
+            if flight in self._generators:
+                raise CheckpointError(f"{path}: another file of the store already holds {flight.model}")
+            make = _make(model)
+            shapes = self._shapes.get(make) or steady_shapes(model, self._largest_batch)
         except CheckpointError as error:
             log.error("checkpoint refused", reason=str(error))
             return
         except Exception:
             log.exception("checkpoint refused", file=path.name)
             return
-        self._generators[name] = Generator(model, shapes)
-        log.info("checkpoint loaded", model=name, batch_sizes=list(shapes.sizes), file=path.name)
+        self._shapes[make] = shapes
+        self._generators[flight] = Generator(model, shapes)
+        log.info("checkpoint loaded", model=flight.model, batch_sizes=list(shapes.sizes), file=path.name)
 
-    def _steady_shapes(self, model: Model, largest_batch: int) -> Shapes:
-        """The batch sizes of a model, looked for once for all models of the same make."""
-        make = (model.card.architecture, model.card.shape, len(model.card.classes))
-        if make not in self._shapes:
-            self._shapes[make] = steady_shapes(model, largest_batch)
-        return self._shapes[make]
+    def prepare(self, precision: Precision) -> None:
+        """Make all models ready in a precision, so that nobody waits for it later."""
+        for model in self.models:
+            self._generator(Flight(model, precision))
 
     @property
     def facts(self) -> tuple[ModelFacts, ...]:
         """What is loaded, as the catalogue shows it."""
-        return tuple(_facts(name, generator.model) for name, generator in self._generators.items())
+        return tuple(_facts(name, self._exact(name).model) for name in self.models)
 
     def checkpoint(self, model: str) -> str:
         """The SHA-256 of the checkpoint that serves a model."""
-        return self._generators[model].model.sha256
+        return self._exact(model).model.sha256
 
-    @property
-    def capacity(self) -> int:
-        """The images that are worth having in hand: those of the widest network call."""
-        return max(generator.width for generator in self._generators.values())
+    def arithmetic(self, flight: Flight) -> str:
+        """How the network computes: `float32`, `bfloat16`, `float32-winograd`; with `-compiled` if it is."""
+        if flight.precision == "exact":
+            return "float32"
+        way = str(self._ways[_make(self._exact(flight.model).model)])
+        is_compiled = isinstance(self._generator(flight).model.network, CompiledNetwork)
+        return f"{way}-compiled" if is_compiled else way
 
     def width(self, flight: Flight) -> int:
         """The most images of a network call; more would bring nothing but delay."""
-        return self._generator(flight).width
+        return self._generators.get(flight, self._exact(flight.model)).width
 
     def evaluated(self, flight: Flight, images: int) -> int:
         """How many images the network sees when it is asked for so many: those and what fills the batch up."""
         return sum(self._generator(flight).shapes.cut(images))
 
-    def walk(self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str) -> Walk:
+    def walk(
+        self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str
+    ) -> models.generate.Walk:
         """The walk of one image per seed; labels of None are drawn from the seed."""
         return self._generator(flight).walk(seeds, labels, steps, solver)
 
@@ -95,8 +119,48 @@ class Engine:
             if before:
                 before.synchronize()
 
+    def _exact(self, model: str) -> Generator:
+        return self._generators[Flight(model, "exact")]
+
     def _generator(self, flight: Flight) -> Generator:
-        return self._generators[flight.model]
+        if flight not in self._generators:
+            self._prepare_fast(flight)
+        programs = self._compiling.get(flight, {})
+        if programs and all(program.done() for program in programs.values()):
+            self._take_compiled(flight, programs)
+        return self._generators[flight]
+
+    def _prepare_fast(self, flight: Flight) -> None:
+        """Find the fastest way for a model, and have it compiled if that may pay."""
+        model = self._exact(flight.model).model
+        make = _make(model)
+        way = self._ways[make] = self._ways.get(make) or fastest(model)
+        fast = replace(model, network=way.of(model.network))
+        shapes = self._shapes[make, way] = self._shapes.get((make, way)) or timed_shapes(
+            fast, self._largest_batch, fast.network
+        )
+        self._generators[flight] = Generator(fast, shapes)
+        log.info("fast network ready", model=flight.model, way=str(way), batch_sizes=list(shapes.sizes))
+        if self._compiled_dir:
+            try:
+                programs = compile_in_background(fast, fast.network, way, shapes, self._compiled_dir)
+            except OSError as error:
+                log.warning("networks stay uncompiled", model=flight.model, reason=str(error))
+            else:
+                self._compiling[flight] = programs
+
+    def _take_compiled(self, flight: Flight, programs: Programs) -> None:
+        """Run the sizes that could be compiled so, and measure anew which are worth what."""
+        del self._compiling[flight]
+        compiled = {size: program.result() for size, program in programs.items() if not program.exception()}
+        for reason in {str(program.exception()) for program in programs.values() if program.exception()}:
+            log.warning("network stays uncompiled", model=flight.model, reason=reason)
+        if compiled:
+            model = self._generators[flight].model
+            network = CompiledNetwork(model.network, compiled)
+            shapes = timed_shapes(model, self._largest_batch, network)
+            self._generators[flight] = Generator(replace(model, network=network), shapes)
+            log.info("compiled network ready", model=flight.model, batch_sizes=sorted(compiled))
 
     @property
     def torch_version(self) -> str:
@@ -127,6 +191,11 @@ def choose_device(device: str, index: int = 0) -> torch.device:
 def use_threads(threads: int) -> None:
     """Let torch use so many CPU threads in this process."""
     torch.set_num_threads(threads)
+
+
+def _make(model: Model) -> object:
+    """What decides how a network is run: the same for all models of one architecture, resolution and classes."""
+    return model.card.architecture, model.card.shape, len(model.card.classes)
 
 
 def _facts(name: str, model: Model) -> ModelFacts:

@@ -30,6 +30,8 @@ class Share:
     """Network evaluations, one per image."""
     widest: int = 0
     """Images in the largest network call that carried it."""
+    arithmetic: str = ""
+    """How the network computed, in the end."""
     is_dropped: bool = False
 
     @property
@@ -164,10 +166,12 @@ class Inflight:
             share.widest = max(share.widest, images)
         walks = [_walk(cohort, self.engine) for cohort in chosen]
         self.engine.evaluate(flight, walks)
+        arithmetic = self.engine.arithmetic(flight)
         seconds = time.monotonic() - started
         for cohort in chosen:
             cohort.remaining -= 1
             cohort.share.evaluations_done += cohort.images
+            cohort.share.arithmetic = arithmetic
         self._call_seconds = _lately(self._call_seconds, seconds)
         self.images_per_second = _lately(self.images_per_second, images / max(seconds, 1e-6))
         metrics.observe_evaluation(flight.model, seconds, self.engine.evaluated(flight, images) - images)

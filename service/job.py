@@ -55,6 +55,10 @@ class ModelUsed(BaseModel):
     dataset: str
     D: int | float | Literal["inf"]
     checkpoint_sha256: str
+    precision: str
+    arithmetic: str | None = Field(
+        description="How the network computed: float32, bfloat16, ...; null until something is done."
+    )
 
 
 class JobView(BaseModel):
@@ -190,6 +194,8 @@ class Job:
                 dataset=self.request["dataset"],
                 D=self.request["D"],
                 checkpoint_sha256=self.fields.get("checkpoint", self.request["checkpoint_sha256"]),
+                precision=self.request["precision"],
+                arithmetic=self.fields.get("arithmetic"),
             ),
             seeds=self.request["seeds"],
             labels=self.labels,

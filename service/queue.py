@@ -59,6 +59,7 @@ class JobReport(BaseModel):
 
     timings: dict[str, float]
     images: int
+    arithmetic: str
     labels: dict[int, str]
     is_written: bool
 

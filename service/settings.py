@@ -22,7 +22,9 @@ class Settings(BaseSettings):
         description="Redis or Valkey to use; without it `pfgmpp serve` starts its own.",
     )
     queue: str = Field("main", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Name of the queue within Redis.")
-    data_dir: Path = Field(Path(".pfgmpp"), description="Where `pfgmpp serve` keeps the embedded Redis's data.")
+    data_dir: Path = Field(
+        Path(".pfgmpp"), description="Where the embedded Redis keeps its data, and workers compiled networks."
+    )
     results_dir: Path = Field(Path(".pfgmpp/results"), description="Result store, shared by API and workers.")
     model_store: Path | None = Field(None, description="Directory of checkpoints; the shipped ones by default.")
     workers: int = Field(1, ge=1, le=256, description="Worker processes of `pfgmpp serve`.")
@@ -42,6 +44,10 @@ class Settings(BaseSettings):
         60.0, description="Seconds for which a job lets shorter ones go first, by evaluation that they are shorter."
     )
     precision: Literal["exact", "fast"] = Field("exact", description="Of requests that do not say.")
+    compile: bool = Field(
+        True,
+        description="Compile small `fast` networks in the background; needs a C++ compiler, and the data directory.",
+    )
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port of a worker's own /metrics; 9100 when started by `pfgmpp worker`."
     )

@@ -103,23 +103,28 @@ class Worker:
         settings = self.settings
         use_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.store.prepare()
-        device = choose_device(settings.device, settings.worker_index)
-        self.engine = await self._loop.run_in_executor(
-            self._computing, Engine, settings.model_store, device, settings.batch_images
-        )
+        self.engine = await self._loop.run_in_executor(self._computing, self._load)
         self.facts = self.engine.facts
         if not self.facts:
             raise ValueError(f"no checkpoint of {settings.model_store or 'the package'} could be loaded")
-        self.models = [model.name for model in self.facts]
         policy = ByKey() if settings.batching == "by-key" else ShortestFirst(settings.patience_seconds)
         self.delivery = Delivery(self.queue, self.store, self.engine.checkpoint, self._forget)
         self.inflight = Inflight(self.engine, policy, self.delivery.sampled, self.delivery.failed, self._on_turn)
-        about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.models)}
+        about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.facts)}
         if settings.metrics_port is not None:
             server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
             about["metrics_port"] = server.server_port
         metrics.build_info.labels(__version__, self.engine.torch_version, str(self.engine.device)).set(1)
         log.info("worker ready", **about, seconds=round(time.monotonic() - started, 2))
+
+    def _load(self) -> Engine:
+        """In the computing thread: the engine, ready for what requests ask when they do not say."""
+        settings = self.settings
+        device = choose_device(settings.device, settings.worker_index)
+        compiled_dir = settings.data_dir / "compiled" if settings.compile else None
+        engine = Engine(settings.model_store, device, settings.batch_images, compiled_dir)
+        engine.prepare(settings.precision)
+        return engine
 
     async def _compute(self) -> None:
         await self._loop.run_in_executor(self._computing, self.inflight.run)
@@ -145,7 +150,7 @@ class Worker:
         if self._needs_empty_hands and self.in_hand:
             return None
         self._needs_empty_hands = False
-        return self.inflight.appetite(self.models, self._claims)
+        return self.inflight.appetite(self.engine.models, self._claims)
 
     async def _wait_to_look(self) -> None:
         """Until there may be something to claim, or the order to stop.
@@ -154,7 +159,7 @@ class Worker:
         first, and one at work finds it when it could begin with it at the soonest.
         """
         if not self.in_hand:
-            await self._unless_stopping(self.queue.wait_for_work(self.models, IDLE_SECONDS))
+            await self._unless_stopping(self.queue.wait_for_work(self.engine.models, IDLE_SECONDS))
             return
         self._turned.clear()
         self.inflight.watch()

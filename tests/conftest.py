@@ -48,6 +48,7 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
         reap_seconds=0.05,
         batch_images=8,
         device="cpu",
+        compile=False,
     )
 
 

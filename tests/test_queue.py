@@ -54,6 +54,7 @@ def report(batch: Batch, *written: str, jobs: Sequence[str] = ()) -> Report:
             job_id: JobReport(
                 timings={"batch_wait_ms": 1.0, "sampling_ms": 20.0, "encoding_ms": 3.0},
                 images=batch.images,
+                arithmetic="float32",
                 labels={part.start: json.dumps([7] * part.length) for part in parts},
                 is_written=job_id in written,
             )

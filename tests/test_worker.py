@@ -253,7 +253,7 @@ async def test_steps_and_D_keep_batches_apart(settings: Settings, queue: Queue, 
     ]
     ids = [await submit(catalogue, **fields) for fields in requests * 2]
     lanes = []
-    while batch := await next_batch(queue, worker=worker.name, models=worker.models):
+    while batch := await next_batch(queue, worker=worker.name, models=worker.engine.models):
         lanes.append(batch.lane)
         assert batch.images == 2
     assert len(set(lanes)) == len(lanes) == len(requests)
@@ -353,7 +353,7 @@ async def test_a_job_whose_parts_are_damaged_fails_and_never_shows_blanks(
     first = await next_batch(queue, models=["points-d128"])
     assert first is not None
     KINDS["sample"].keep(store, first.parts[0], Images(np.zeros((8, 4, 4, 1), np.uint8), [0] * 8))
-    done = JobReport(timings={}, images=8, labels={0: json.dumps([0] * 8)}, is_written=False)
+    done = JobReport(timings={}, images=8, arithmetic="float32", labels={0: json.dumps([0] * 8)}, is_written=False)
     await queue.complete(first, Report(checkpoint="f" * 64, jobs={job_id: done}))
     part = store.path(job_id, "part-0-images.npy")
     part.unlink() if damage == "lost" else part.write_bytes(part.read_bytes()[:90])

@@ -1,8 +1,8 @@
 -- Record the images of some jobs of a batch, all or nothing: a batch that was given back is refused, and so is a job
 -- that would end before its result is written. The batch ends with its last job. A repeated call answers as the first.
 -- Returns {"stale"}, {"write", job, ...} or {"done", ended job, its record, ...}.
--- ARGV: batch, retention [ms], report: {checkpoint, jobs: {job: {timings: {name: ms}, images, is_written,
---       labels: {start: text}}}}
+-- ARGV: batch, retention [ms], report: {checkpoint, jobs: {job: {timings: {name: ms}, images, arithmetic,
+--       is_written, labels: {start: text}}}}
 local batch, report = ARGV[1], cjson.decode(ARGV[3])
 local key = P .. 'batch:' .. batch
 local batch_record = redis.call('HMGET', key, 'parts', 'delivered')
@@ -39,7 +39,7 @@ for id, images in pairs(share) do
       redis.call('HSET', job_key, 'labels:' .. start, of_job.labels[tostring(start)])
     end
     for name, ms in pairs(of_job.timings) do redis.call('HINCRBYFLOAT', job_key, name, ms) end
-    redis.call('HSET', job_key, 'checkpoint', report.checkpoint,
+    redis.call('HSET', job_key, 'checkpoint', report.checkpoint, 'arithmetic', of_job.arithmetic,
       'batch_images', math.max(of_job.images, tonumber(job[4] or '0')))
     redis.call('HDEL', job_key, 'progress:' .. batch)
     local done = redis.call('HINCRBY', job_key, 'done', images)
