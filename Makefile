@@ -24,7 +24,7 @@ format: .venv/test.done
 	$(BIN)/ruff check --fix .
 
 bench: .venv/test.done
-	$(BIN)/python -m tests.bench_overhead
+	$(BIN)/pfgmpp bench --plot bench.png
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, not {sys.version.split()[0]}; set PYTHON=")'
@@ -37,7 +37,7 @@ bench: .venv/test.done
 
 .venv/test.done: .venv/serve.done
 	@echo 'Installing what the tests need as well.'
-	@$(PIP) --editable '.[worker,embedded,train,dev]'
+	@$(PIP) --editable '.[dev]'
 	@touch $@
 
 clean:

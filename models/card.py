@@ -91,7 +91,8 @@ class ExactOptions(_Frozen):
 class Card(_Frozen):
     """All that is needed to rebuild and to describe a model; stored as JSON under the key `pfgmpp`."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    """2: tensors of four axes lie with their second axis last, as networks run; 1: as torch has them."""
     dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     D: Dimension
     resolution: int = Field(ge=1, le=4096)

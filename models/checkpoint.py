@@ -37,10 +37,11 @@ def build(card: Card) -> nn.Module:
 
 
 def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
-    """Write a checkpoint; it appears under its name only when it is complete."""
+    """Write a checkpoint in format 2; it appears under its name only when it is complete."""
     temporary = path.with_suffix(".partial")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={METADATA_KEY: card.model_dump_json()})
+    stored = {name: _channels_last(tensor.detach().cpu()).contiguous() for name, tensor in tensors.items()}
+    current = card.model_copy(update={"format": 2})
+    save_file(stored, temporary, metadata={METADATA_KEY: current.model_dump_json()})
     temporary.chmod(0o644)
     os.replace(temporary, path)
 
@@ -48,7 +49,8 @@ def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> Model:
     """The model in a checkpoint file, ready to denoise on a device.
 
-    On a CPU the weights stay mapped to the file: put a new one in its place by renaming, never by writing over it.
+    On a CPU the weights stay mapped to the file, those of format 2 as they run: there is no second copy. Put a new file
+    in an old one's place by renaming, never by writing over it.
 
     Raises CheckpointError naming the file and the tensor that is missing, unexpected, misshapen or not finite.
     """
@@ -61,13 +63,25 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
         tensors = load_file(path, device=str(device))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot read its tensors ({error})") from error
+    if card.format == 2:
+        tensors = {name: _channels_first(tensor) for name, tensor in tensors.items()}
     check_tensors(path, network.state_dict(), tensors)
     check_examples(path, card, tensors)
     network.load_state_dict(tensors, assign=True)
     network.requires_grad_(False).eval()
-    # Convolutions run 1.1x (float32) to 4x (bfloat16) faster in this layout.
+    # Convolutions run 1.1x (float32) to 4x (bfloat16) faster in this layout; copies those of format 1 alone.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(card, network, file_sha256(path), torch.device(device))
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """A tensor [out, in, H, W] as [out, H, W, in]; others as they are."""
+    return tensor.movedim(1, -1) if tensor.dim() == 4 else tensor
+
+
+def _channels_first(tensor: Tensor) -> Tensor:
+    """The reverse of _channels_last: the same memory seen as [out, in, H, W]."""
+    return tensor.movedim(-1, 1) if tensor.dim() == 4 else tensor
 
 
 def check_tensors(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:

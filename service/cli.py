@@ -116,6 +116,9 @@ def sample(
     label: Annotated[
         str | None, typer.Option(help="Class of all images, or one per image with commas; drawn if left out.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="exact, or fast with a difference nobody can see; the service's default.")
+    ] = None,
     columns: Annotated[int | None, typer.Option(help="Of the grid.")] = None,
     scale: Annotated[int, typer.Option(help="Enlargement of the picture, 1 to 16.")] = 1,
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("grid.png"),
@@ -131,7 +134,7 @@ def sample(
         int(each) if each.isascii() and each.isdecimal() else each for each in (label or "").split(",")
     ]
     chosen = {} if label is None else {"label": labels[0]} if len(labels) == 1 else {"labels": labels}
-    optional = {"steps": steps, "seed": seed, "columns": columns}
+    optional = {"steps": steps, "seed": seed, "precision": precision, "columns": columns}
     request = {"dataset": dataset, "D": _number(D), "count": count, "scale": scale} | chosen
     request |= {name: value for name, value in optional.items() if value is not None}
     if not output.parent.is_dir():

@@ -76,6 +76,11 @@ class Engine:
             self._generator(Flight(model, precision))
 
     @property
+    def compiling(self) -> list[Future[Network]]:
+        """Compiled networks to come; once all of a model are there, they are used."""
+        return [program for programs in self._compiling.values() for program in programs.values()]
+
+    @property
     def facts(self) -> tuple[ModelFacts, ...]:
         """What is loaded, as the catalogue shows it."""
         return tuple(_facts(name, self._exact(name).model) for name in self.models)

@@ -9,10 +9,10 @@ from uuid import uuid4
 import pytest
 import redis
 
+from bench.running import until
 from service.embedded import die_with_parent, find_server, server_command
 from service.queue import Queue
 from service.settings import Settings
-from tests.helpers import until
 
 
 @pytest.fixture

@@ -5,30 +5,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from bench.running import PATIENCE_SECONDS
 from service.catalogue import ModelFacts, WorkerState
 from service.policy import Appetite
 from service.queue import Batch, Queue, new_id
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 60.0
 LANE = "digits-d2048|sample|18|heun|exact"
 MODELS = ["digits-d128", "digits-d2048"]
-
-
-def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
-    """What the condition returns as soon as that is true; errors count as not yet."""
-    deadline = time.monotonic() + seconds
-    while True:
-        failure: Exception | None = None
-        try:
-            if answer := condition():
-                return answer
-        except Exception as error:  # noqa: BLE001
-            failure = error
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {condition}") from failure
-        time.sleep(0.01)
 
 
 async def eventually(condition: Callable[[], Awaitable[T | None]], seconds: float = PATIENCE_SECONDS) -> T:

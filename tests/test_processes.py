@@ -14,8 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.helpers import until
-from tests.running import Service, running
+from bench.running import Service, running, until
 
 DIGITS = {"dataset": "digits", "D": 2048}
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.stores import exact_checkpoint
 from service import metrics
 from service.catalogue import Catalogue
 from service.job import Job, JobError
@@ -25,7 +26,6 @@ from service.store import LocalStore
 from service.worker import Misconfigured, Worker
 from tests.helpers import eventually, next_batch
 from tests.models.helpers import solve
-from tests.stores import exact_checkpoint
 
 pytestmark = pytest.mark.anyio
 

@@ -119,7 +119,7 @@ def test_a_card_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"format": 2}, "format"),
+        ({"format": 3}, "format"),
         ({"dataset": "Bad Name"}, "dataset"),
         ({"dataset": "../up"}, "dataset"),
         ({"D": 0}, "D"),

@@ -42,6 +42,26 @@ def test_a_model_survives_saving_and_loading(path: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
+def test_a_file_of_the_first_format_is_read(path: Path) -> None:
+    """Its tensors lie as torch has them."""
+    tensors = random_tensors(card())
+    save_file(tensors, path, {METADATA_KEY: card(format=1).model_dump_json()})
+    loaded = load(path).network.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mappings")
+def test_weights_are_the_file_itself(path: Path) -> None:
+    """No tensor is copied: all lie where the file is mapped, in the layout in which they run."""
+    save(path, card(), random_tensors(card()))
+    network = load(path).network
+    (mapping,) = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    start, end = (int(address, 16) for address in mapping.split("-"))
+    for tensor in (*network.parameters(), *network.buffers()):
+        assert start <= tensor.data_ptr() < end
+        assert tensor.dim() != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_same_model_gives_the_same_file(tmp_path: Path) -> None:
     for name in ("a.safetensors", "b.safetensors"):
         save(tmp_path / name, card(), random_tensors(card()))

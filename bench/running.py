@@ -6,16 +6,34 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
-from tests.helpers import until
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 60.0
 
 READY_SECONDS = 90.0
+
+
+def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
+    """What the condition returns as soon as that is true; errors count as not yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        failure: Exception | None = None
+        try:
+            if answer := condition():
+                return answer
+        except Exception as error:  # noqa: BLE001
+            failure = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {condition}") from failure
+        time.sleep(0.01)
 
 
 class Service:

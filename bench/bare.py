@@ -1,0 +1,39 @@
+"""The script somebody would write without this service: build the network, load weights, sample, write a picture.
+
+python -m bench.bare WEIGHTS COUNT STEPS PICTURE
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from bench.reference import Reference
+from models.card import Card, UNetOptions
+from models.checkpoint import Model
+from models.unet import EDMPrecond
+
+
+def save_weights(model: Model, path: Path) -> None:
+    """Write what the script loads: the card and the tensors, as torch.save has them."""
+    torch.save({"card": model.card.model_dump(mode="json"), "tensors": model.network.state_dict()}, path)
+
+
+def main(weights: Path, count: int, steps: int, picture: Path) -> None:
+    """Sample the first seeds and write them side by side."""
+    torch.set_num_threads(1)
+    saved = torch.load(weights)
+    card = Card.model_validate(saved["card"])
+    assert isinstance(card.architecture, UNetOptions)
+    network = EDMPrecond(card.architecture, card.resolution, card.channels, len(card.classes))
+    network.model.init_weights()
+    network.load_state_dict(saved["tensors"])
+    network.requires_grad_(False).eval()
+    images = Reference(network, card, torch.device("cpu")).images(range(count), [0] * count, steps)
+    row = images.transpose(1, 0, 2, 3).reshape(card.resolution, -1, card.channels)
+    Image.fromarray(row.squeeze()).save(picture)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -1,0 +1,102 @@
+"""(a) The engine alone against the reference, in this process on one thread: the same images, turn and turn about."""
+
+from collections.abc import Callable
+from concurrent.futures import wait
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.reference import Reference
+from bench.report import Figure, Findings
+from bench.timing import Timing, interleaved, speed
+from bench.workload import Network, Workbench
+from models.generate import UInt8Array
+from service.engine import Engine
+from service.policy import Flight
+from service.sample import Precision
+
+BATCH = 8
+LARGEST_BATCH = 64
+
+Sampling = Callable[[], UInt8Array]
+
+
+def measure(bench: Workbench) -> Findings:
+    """Speeds against the reference, A/A control beside them, and how much the images differ."""
+    findings = Findings()
+    for network in bench.networks:
+        contestants, arithmetic = _contestants(bench, network)
+        timings = interleaved(contestants, bench.rounds)
+        findings.figures += _figures(network, timings)
+        findings.details[network.name] = {
+            "images": BATCH,
+            "steps": network.steps,
+            "arithmetic": arithmetic,
+            "wall_seconds": {name: timing.wall for name, timing in timings.items()},
+            "cpu_seconds": {name: timing.cpu for name, timing in timings.items()},
+            "against_exact": _fidelity(contestants),
+        }
+    return findings
+
+
+def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampling], dict[str, str]]:
+    """What is compared, by name, and how each of the engine's computes."""
+    reference = Reference.of(network.model(bench.device))
+    seeds, labels = range(BATCH), [None] * BATCH
+    plainly = partial(reference.images, seeds, labels, network.steps)
+    contestants: dict[str, Sampling] = {"reference": plainly, "reference again": plainly}
+    arithmetic = {}
+    compiled_dir = bench.folder / "compiled"
+    ways: dict[str, tuple[Precision, Path | None]] = {
+        "exact": ("exact", None),
+        "fast": ("fast", None),
+        "compiled": ("fast", compiled_dir),
+    }
+    if bench.is_quick:  # it takes half a minute a size
+        del ways["compiled"]
+    for name, (precision, folder) in ways.items():
+        engine = Engine(network.store, bench.device, LARGEST_BATCH, folder)
+        (model,) = engine.models
+        flight = Flight(model, precision)
+        engine.prepare(precision)
+        wait(engine.compiling)
+        contestants[name] = partial(_sampled, engine, flight, network.steps)
+        arithmetic[name] = engine.arithmetic(flight)
+    return contestants, arithmetic
+
+
+def _sampled(engine: Engine, flight: Flight, steps: int) -> UInt8Array:
+    walk = engine.walk(flight, range(BATCH), [None] * BATCH, steps, "heun")
+    while not walk.is_finished:
+        engine.evaluate(flight, [walk])
+    return walk.images()
+
+
+def _figures(network: Network, timings: dict[str, Timing]) -> list[Figure]:
+    wall = {name: timing.wall for name, timing in timings.items()}
+    must = {"reference again": None, "exact": None, "fast": 4.0, "compiled": 5.0}
+    return [
+        Figure(
+            name=f"{network.name}, {BATCH} images: {name} / reference",
+            value=speed(wall[name], wall["reference"]),
+            at_least=least,
+        )
+        for name, least in must.items()
+        if name in wall
+    ]
+
+
+def _fidelity(contestants: dict[str, Sampling]) -> dict[str, Any]:
+    """How the images of each differ from those of `exact`."""
+    exact = contestants["exact"]().astype(np.float64)
+    found = {}
+    for name in contestants.keys() - {"exact", "reference again"}:
+        squared = np.square(contestants[name]() - exact)
+        each = squared.mean((1, 2, 3))
+        found[name] = {
+            "equal_bytes": float((squared == 0).mean()),
+            "mean_psnr_db": float(np.minimum(100, 10 * np.log10(255**2 / np.maximum(each, 1e-9))).mean()),
+        }
+    return found

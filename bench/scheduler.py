@@ -1,0 +1,85 @@
+"""What the scheduler costs: everything that the computing thread does beside the engine, for 64 jobs of one image."""
+
+import threading
+import time
+from collections.abc import Sequence
+from statistics import median
+
+from bench.report import Figure, Findings
+from bench.workload import Network, Workbench
+from service.catalogue import Catalogue, WorkerState
+from service.engine import Engine
+from service.inflight import Inflight, Share, shares_of
+from service.job import Part
+from service.kinds import KINDS
+from service.policy import Flight, ShortestFirst
+from service.queue import Batch
+from service.sample import SampleRequest, Walk, resolve
+
+JOBS = 64
+
+
+class TimedEngine(Engine):
+    """An engine that knows how long it has computed."""
+
+    seconds = 0.0
+
+    def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
+        started = time.perf_counter()
+        super().evaluate(flight, walks)
+        self.seconds += time.perf_counter() - started
+
+
+def measure(bench: Workbench) -> Findings:
+    """The scheduler's part of the time, by network."""
+    findings = Findings()
+    for network in bench.networks:
+        engine = TimedEngine(network.store, bench.device, JOBS)
+        rounds = [_cost(engine, network) for _ in range(bench.rounds)]
+        name = f"{network.name}: the scheduler's time / the engine's"
+        findings.figures.append(Figure(name=name, value=100 * median(rounds), unit="%", at_most=1))
+        findings.details[network.name] = rounds
+    return findings
+
+
+def _cost(engine: TimedEngine, network: Network) -> float:
+    """Seconds beside the engine for every second in it, from the first turn to the last."""
+    sampled: list[Share] = []
+    done = threading.Event()
+
+    def on_sampled(shares: list[Share]) -> None:
+        sampled.extend(shares)
+        if len(sampled) == JOBS:
+            done.set()
+
+    inflight = Inflight(engine, ShortestFirst(60.0), on_sampled, _fail, lambda: None)
+    inflight.enter(_shares(engine, network))
+    engine.seconds, started = 0.0, time.perf_counter()
+    thread = threading.Thread(target=inflight.run)
+    thread.start()
+    done.wait()
+    seconds = time.perf_counter() - started
+    inflight.close()
+    thread.join()
+    return seconds / engine.seconds - 1
+
+
+def _shares(engine: Engine, network: Network) -> list[Share]:
+    """Jobs of one image each, as a worker has them in hand."""
+    (facts,) = engine.facts
+    kind = KINDS["sample"]
+    (offered,) = Catalogue([WorkerState(name="bench", state="busy", device="cpu", models=(facts,))]).models.values()
+    request = SampleRequest(dataset=network.name, D=2048, steps=network.steps)
+    requests = {str(k): resolve(request, offered, "exact", 1, 10**6).model_dump_json() for k in range(JOBS)}
+    batch = Batch(
+        "bench",
+        kind.lane(kind.parse(requests["0"])),
+        tuple(Part(each, 0, 1) for each in requests),
+        requests,
+        dict.fromkeys(requests, 0.0),
+    )
+    return shares_of(batch, kind, engine.width)
+
+
+def _fail(shares: list[Share], error: Exception) -> None:
+    raise error

@@ -1,0 +1,90 @@
+"""(e) Cold start, and memory: the service against a bare script that does the same, each in processes of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from bench.bare import save_weights
+from bench.client import Client
+from bench.report import Figure, Findings
+from bench.running import Service, running
+from bench.timing import interleaved, speed
+from bench.workload import Network, Workbench
+
+IMAGES = 16
+"""In the job that shows the peak of memory."""
+
+
+def measure(bench: Workbench) -> Findings:
+    """Seconds from nothing to the first picture, and the largest memory of the process that samples."""
+    findings = Findings()
+    with TemporaryDirectory(prefix="pfgmpp-bench-") as name:
+        folder = Path(name)
+        for network in bench.networks:
+            weights = folder / f"{network.name}.pt"
+            save_weights(network.model(torch.device("cpu")), weights)
+            acts: dict[str, Callable[[], object]] = {
+                "service": lambda network=network: _first_picture(folder, network),  # type: ignore[misc]
+                "script": lambda network=network, weights=weights: _script(weights, 1, network.steps),  # type: ignore[misc]
+            }
+            timings = interleaved(acts, bench.rounds)
+            slower = 1 / speed(timings["service"].wall, timings["script"].wall)
+            findings.figures.append(
+                Figure(name=f"{network.name}: first picture, service / bare script", value=slower, at_most=1.15)
+            )
+            peaks = {"script": _script(weights, IMAGES, 2), "worker": _worker_peak(network)}
+            ratio = peaks["worker"] / peaks["script"]
+            least = 0.65 if network.name == "cifar10" else None
+            findings.figures.append(
+                Figure(name=f"{network.name}: peak memory, worker / bare script", value=ratio, at_most=least)
+            )
+            findings.details[network.name] = {
+                "seconds": {who: timing.wall for who, timing in timings.items()},
+                "peak_megabytes": peaks,
+            }
+    return findings
+
+
+def _first_picture(folder: Path, network: Network) -> None:
+    """Start the service, ask for one image, fetch it. What stops it is not timed by anybody but the clock."""
+    service = Service(folder / "service", model_store=network.store, compile=False)
+    service.start()
+    client = Client(service.url)
+    job = client.run({"dataset": network.name, "D": 2048, "count": 1, "steps": network.steps, "seed": 0, "label": 0})
+    client.ask("GET", job["links"]["grid"])
+    service.process.kill()
+    service.process.wait()
+
+
+def _script(weights: Path, count: int, steps: int) -> float:
+    """Run the bare script; the peak of its memory in megabytes."""
+    command = [
+        sys.executable,
+        "-m",
+        "bench.bare",
+        str(weights),
+        str(count),
+        str(steps),
+        str(weights.with_suffix(".png")),
+    ]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}")
+    return usage.ru_maxrss / 1000
+
+
+def _worker_peak(network: Network) -> float:
+    """The largest memory, in megabytes, of a worker that starts and makes a few images."""
+    with running(model_store=network.store, compile=False) as service:
+        Client(service.url).run(
+            {"dataset": network.name, "D": 2048, "count": IMAGES, "steps": 2, "seed": 0, "label": 0}
+        )
+        lines = Path(f"/proc/{service.pid('worker-1')}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1000

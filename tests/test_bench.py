@@ -1,0 +1,130 @@
+"""The benchmark suite: its parts on their own, and short runs of the command."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.load import SHORTS_PER_LONG, arrivals, burst
+from bench.png import photographs
+from bench.reference import Reference
+from bench.report import Figure, Findings, Report
+from bench.stores import CIFAR10, untrained_checkpoint
+from bench.timing import interleaved, percentiles, speed
+from models.checkpoint import build, load
+from models.generate import Generator
+from models.shapes import steady_shapes
+from tests.models.helpers import card
+
+PFGMPP = str(Path(sys.executable).with_name("pfgmpp"))
+
+
+def test_speed_is_the_median_of_ratios_round_by_round() -> None:
+    """A machine that slows down tenfold in one round changes nothing."""
+    assert speed([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == 2.0
+    assert speed([4.0, 1.0, 2.0], [2.0, 2.0, 2.0]) == 1.0
+
+
+def test_every_contestant_is_warmed_up_and_has_its_turn_first() -> None:
+    calls: list[str] = []
+    timings = interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, 2)  # type: ignore[misc]
+    assert "".join(calls) == "ab" + "ab" + "ba"
+    assert [len(timings[name].wall) for name in "ab"] == [2, 2]
+    assert all(seconds >= 0 for timing in timings.values() for seconds in (*timing.wall, *timing.cpu))
+
+
+def test_percentiles() -> None:
+    assert percentiles([float(value) for value in range(101)]) == {"p50": 50, "p90": 90, "p99": 99}
+
+
+@pytest.mark.parametrize(
+    ("figure", "bound", "is_met"),
+    [
+        (Figure(name="a", value=0.98, at_least=0.98), "≥ 0.98", True),
+        (Figure(name="a", value=0.97, at_least=0.98), "≥ 0.98", False),
+        (Figure(name="a", value=3, at_most=2, unit="ms"), "≤ 2", False),
+        (Figure(name="a", value=3), "", True),
+    ],
+)
+def test_a_figure_knows_its_bound(figure: Figure, bound: str, is_met: bool) -> None:
+    assert (figure.bound, figure.is_met) == (bound, is_met)
+
+
+def test_arrivals_are_a_poisson_stream_of_the_mixture() -> None:
+    """Gaps of mean and deviation 1/rate; as many long ones as the mixture says; the same for the same seed."""
+    stream = arrivals(10, 400, seed=1)
+    assert stream == arrivals(10, 400, seed=1) != arrivals(10, 400, seed=2)
+    gaps = np.diff([0.0, *(arrival.seconds for arrival in stream)])
+    assert len(stream) == pytest.approx(4000, abs=4 * math.sqrt(4000))
+    assert gaps.mean() == pytest.approx(0.1, rel=0.07)
+    assert gaps.std() == pytest.approx(0.1, rel=0.1)
+    longs = sum(arrival.kind == "long" for arrival in stream)
+    assert longs == pytest.approx(len(stream) / (SHORTS_PER_LONG + 1), rel=0.2)
+    assert [arrival.kind for arrival in burst(2)].count("long") == 2
+
+
+@torch.inference_mode()
+def test_the_reference_makes_the_images_of_the_engine(tmp_path: Path) -> None:
+    """Two ways to the same images: not a byte in a hundred rounds differently."""
+    model = load(untrained_checkpoint(tmp_path, card(default_steps=5)))
+    labels = [0, 1, 2, None]
+    plain = Reference.of(model).images(range(4), labels, 5)
+    ours = Generator(model, steady_shapes(model, 8)).images(range(4), labels, 5)
+    assert plain.shape == (4, 8, 8, 3)
+    assert plain.std() > 10
+    assert np.abs(plain.astype(int) - ours).max() <= 1
+    assert (plain != ours).mean() < 0.01
+
+
+def test_the_network_of_the_benchmarks_is_the_published_one() -> None:
+    """As many parameters as the published class-conditional NCSN++ for CIFAR-10 has."""
+    assert sum(parameter.numel() for parameter in build(CIFAR10).parameters()) == 56_400_643
+
+
+def test_the_photographs_are_photographs() -> None:
+    pieces = photographs()
+    assert pieces.shape == (64, 32, 32, 3)
+    neighbours = np.abs(np.diff(pieces.astype(int), axis=2)).mean()
+    assert 2 < neighbours < 20 < pieces.std()
+
+
+def bench(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [PFGMPP, "bench", "--quick", "--rounds", "1", "--folder", str(folder), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110, check=False)
+
+
+def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
+    refused = bench(tmp_path, "engine", "motor")
+    assert refused.returncode == 2
+    assert "there is no part motor" in refused.stderr
+    assert not (tmp_path / "bench.json").exists()
+
+
+@pytest.mark.parametrize(
+    "parts", [("png", "scheduler", "engine"), ("overhead",), ("start",), ("service",), ("workers",)], ids="+".join
+)
+def test_a_short_run(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    """What it finds means little, but all of it is there, in the file and in the picture."""
+    done = bench(tmp_path, *parts, "--plot", "bench.png")
+    assert done.returncode == 0, done.stderr
+    report = Report.model_validate_json((tmp_path / "bench.json").read_text())
+    assert set(report.parts) == set(parts)
+    for findings in report.parts.values():
+        assert findings.figures
+        assert all(math.isfinite(figure.value) and figure.value > 0 for figure in findings.figures)
+    assert report.machine["cores"] >= 1
+    with Image.open(tmp_path / "bench.png") as picture:
+        assert picture.width > 500
+
+
+def test_a_report_survives_the_file() -> None:
+    report = Report(
+        machine={"cores": 2}, parts={"png": Findings(figures=[Figure(name="a", value=1.5)], details={"x": [1]})}
+    )
+    assert Report.model_validate(json.loads(report.model_dump_json())) == report
