@@ -95,9 +95,9 @@ class Service:
 
 
 @contextmanager
-def running(**settings: object) -> Iterator[Service]:
-    """A service that is stopped, or if need be killed, at the end."""
-    with tempfile.TemporaryDirectory(prefix="pfgmpp-run-") as folder:
+def running(within: Path | None = None, **settings: object) -> Iterator[Service]:
+    """A service that is stopped, or if need be killed, at the end; its files are in a folder for temporary ones."""
+    with tempfile.TemporaryDirectory(prefix="pfgmpp-run-", dir=within) as folder:
         service = Service(Path(folder), **settings)
         service.start()
         try:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
+import models.generate
 from bench.report import Figure, Findings
 from bench.workload import Network, Workbench
 from service.catalogue import Catalogue, WorkerState
@@ -23,6 +24,14 @@ class TimedEngine(Engine):
     """An engine that knows how long it has computed."""
 
     seconds = 0.0
+
+    def walk(
+        self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str
+    ) -> models.generate.Walk:
+        started = time.perf_counter()
+        walk = super().walk(flight, seeds, labels, steps, solver)
+        self.seconds += time.perf_counter() - started
+        return walk
 
     def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
         started = time.perf_counter()

@@ -16,8 +16,8 @@ from bench.running import Service, running
 from bench.timing import interleaved, speed
 from bench.workload import Network, Workbench
 
-IMAGES = 16
-"""In the job that shows the peak of memory."""
+IMAGES = 64
+"""In the job that shows the peak of memory: what scripts for these models take at once if they are not told."""
 
 
 def measure(bench: Workbench) -> Findings:

@@ -1,6 +1,7 @@
 """Two workers of one thread each against one: many jobs of 16 images at once, `exact`."""
 
 from functools import partial
+from typing import Any
 
 from bench.client import Client
 from bench.report import Figure, Findings
@@ -17,7 +18,7 @@ def measure(bench: Workbench) -> Findings:
     findings = Findings()
     for network in bench.networks:
         count = IMAGES if network.name == "digits" else 1
-        options = {"model_store": network.store, "compile": False, "threads": 1}
+        options: dict[str, Any] = {"model_store": network.store, "compile": False, "threads": 1}
         with running(workers=1, **options) as one, running(workers=2, **options) as two:
             clients = {"one": Client(one.url), "two": Client(two.url)}
             request = {"dataset": network.name, "D": 2048, "count": count, "steps": network.steps, "label": 0}

@@ -43,6 +43,7 @@ class Engine:
         self._generators: dict[Flight, Generator] = {}
         self._shapes: dict[object, Shapes] = {}
         self._ways: dict[object, Way] = {}
+        self._arithmetic: dict[Flight, str] = {}
         self._compiling: dict[Flight, Programs] = {}
         self._launched: torch.cuda.Event | None = None
         for path in checkpoint_files(store or SHIPPED):
@@ -68,6 +69,7 @@ class Engine:
             return
         self._shapes[make] = shapes
         self._generators[flight] = Generator(model, shapes)
+        self._arithmetic[flight] = "float32"
         log.info("checkpoint loaded", model=flight.model, batch_sizes=list(shapes.sizes), file=path.name)
 
     def prepare(self, precision: Precision) -> None:
@@ -91,11 +93,7 @@ class Engine:
 
     def arithmetic(self, flight: Flight) -> str:
         """How the network computes: `float32`, `bfloat16`, `float32-winograd`; with `-compiled` if it is."""
-        if flight.precision == "exact":
-            return "float32"
-        way = str(self._ways[_make(self._exact(flight.model).model)])
-        is_compiled = isinstance(self._generator(flight).model.network, CompiledNetwork)
-        return f"{way}-compiled" if is_compiled else way
+        return self._arithmetic[flight]
 
     def width(self, flight: Flight) -> int:
         """The most images of a network call; more would bring nothing but delay."""
@@ -145,6 +143,7 @@ class Engine:
             fast, self._largest_batch, fast.network
         )
         self._generators[flight] = Generator(fast, shapes)
+        self._arithmetic[flight] = str(way)
         log.info("fast network ready", model=flight.model, way=str(way), batch_sizes=list(shapes.sizes))
         if self._compiled_dir:
             try:
@@ -165,6 +164,7 @@ class Engine:
             network = CompiledNetwork(model.network, compiled)
             shapes = timed_shapes(model, self._largest_batch, network)
             self._generators[flight] = Generator(replace(model, network=network), shapes)
+            self._arithmetic[flight] += "-compiled"
             log.info("compiled network ready", model=flight.model, batch_sizes=sorted(compiled))
 
     @property

@@ -31,7 +31,7 @@ class Share:
     widest: int = 0
     """Images in the largest network call that carried it."""
     arithmetic: str = ""
-    """How the network computed, in the end."""
+    """How the network computed in the last call that carried it."""
     is_dropped: bool = False
 
     @property
@@ -160,33 +160,31 @@ class Inflight:
     def _evaluate(self, chosen: Sequence[Cohort], shares: Sequence[Share]) -> None:
         """One network call."""
         started, flight = time.monotonic(), chosen[0].flight
-        images = sum(cohort.images for cohort in chosen)
+        images = sum([cohort.images for cohort in chosen])
         for share in shares:
             share.started = share.started or started
             share.widest = max(share.widest, images)
-        walks = [_walk(cohort, self.engine) for cohort in chosen]
-        self.engine.evaluate(flight, walks)
-        arithmetic = self.engine.arithmetic(flight)
+        self.engine.evaluate(flight, [cohort.walk or _begun(cohort, self.engine) for cohort in chosen])
         seconds = time.monotonic() - started
         for cohort in chosen:
             cohort.remaining -= 1
             cohort.share.evaluations_done += cohort.images
-            cohort.share.arithmetic = arithmetic
         self._call_seconds = _lately(self._call_seconds, seconds)
         self.images_per_second = _lately(self.images_per_second, images / max(seconds, 1e-6))
         metrics.observe_evaluation(flight.model, seconds, self.engine.evaluated(flight, images) - images)
 
     def _land(self, chosen: Sequence[Cohort]) -> None:
         """Take the cohorts at their end out of hand, and pass on the shares that are whole."""
-        landed = {cohort for cohort in chosen if cohort.walk and cohort.walk.is_finished}
+        landed = [cohort for cohort in chosen if not cohort.remaining]
         if not landed:
             return
         with self._changed:
-            self._cohorts = [cohort for cohort in self._cohorts if cohort not in landed]
+            self._cohorts = [cohort for cohort in self._cohorts if cohort.remaining]
         now, whole = time.monotonic(), []
         for share in dict.fromkeys(cohort.share for cohort in landed):
-            if not share.is_dropped and all(cohort.walk and cohort.walk.is_finished for cohort in share.cohorts):
+            if not share.is_dropped and not any(cohort.remaining for cohort in share.cohorts):
                 share.sampled = now
+                share.arithmetic = self.engine.arithmetic(chosen[0].flight)
                 _count(share, "useful")
                 whole.append(share)
         if whole:
@@ -198,11 +196,10 @@ def _lately(known: float, measured: float) -> float:
     return known + 0.05 * (measured - known) if known else measured
 
 
-def _walk(cohort: Cohort, engine: Engine) -> Walk:
-    """The walk of a cohort, begun if it has not been."""
-    if cohort.walk is None:
-        share = cohort.share
-        cohort.walk = share.kind.walk(engine, share.request, cohort.start, cohort.images)
+def _begun(cohort: Cohort, engine: Engine) -> Walk:
+    """The walk of a cohort, which begins."""
+    share = cohort.share
+    cohort.walk = share.kind.walk(engine, share.request, cohort.start, cohort.images)
     return cohort.walk
 
 

@@ -157,6 +157,8 @@ def _fill(in_order: Sequence[C], width: Callable[[Flight], int]) -> list[C]:
         if cohort.flight == flight and cohort.images <= room:
             chosen.append(cohort)
             room -= cohort.images
+            if not room:
+                break
     return chosen
 
 
