@@ -33,6 +33,13 @@ def main(weights: Path, count: int, steps: int, picture: Path) -> None:
     images = Reference(network, card, torch.device("cpu")).images(range(count), [0] * count, steps)
     row = images.transpose(1, 0, 2, 3).reshape(card.resolution, -1, card.channels)
     Image.fromarray(row.squeeze()).save(picture)
+    print(peak_megabytes(Path("/proc/self/status")))  # noqa: T201
+
+
+def peak_megabytes(status: Path) -> float:
+    """The largest memory that a process has held, from its status file."""
+    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) / 1000
 
 
 if __name__ == "__main__":

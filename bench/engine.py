@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from concurrent.futures import wait
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,16 +47,15 @@ def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampling
     plainly = partial(reference.images, seeds, labels, network.steps)
     contestants: dict[str, Sampling] = {"reference": plainly, "reference again": plainly}
     arithmetic = {}
-    compiled_dir = bench.folder / "compiled"
-    ways: dict[str, tuple[Precision, Path | None]] = {
-        "exact": ("exact", None),
-        "fast": ("fast", None),
-        "compiled": ("fast", compiled_dir),
+    ways: dict[str, tuple[Precision, bool]] = {
+        "exact": ("exact", False),
+        "fast": ("fast", False),
+        "compiled": ("fast", True),
     }
     if bench.is_quick:  # it takes half a minute a size
         del ways["compiled"]
-    for name, (precision, folder) in ways.items():
-        engine = Engine(network.store, bench.device, LARGEST_BATCH, folder)
+    for name, (precision, compiles) in ways.items():
+        engine = Engine(network.store, bench.device, LARGEST_BATCH, bench.folder / "networks", compiles)
         (model,) = engine.models
         flight = Flight(model, precision)
         engine.prepare(precision)

@@ -1,6 +1,5 @@
 """(e) Cold start, and memory: the service against a bare script that does the same, each in processes of its own."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bench.bare import save_weights
+from bench.bare import peak_megabytes, save_weights
 from bench.client import Client
 from bench.report import Figure, Findings
 from bench.running import Service, running
@@ -72,12 +71,7 @@ def _script(weights: Path, count: int, steps: int) -> float:
         str(steps),
         str(weights.with_suffix(".png")),
     ]
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit status {process.returncode}")
-    return usage.ru_maxrss / 1000
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def _worker_peak(network: Network) -> float:
@@ -86,5 +80,4 @@ def _worker_peak(network: Network) -> float:
         Client(service.url).run(
             {"dataset": network.name, "D": 2048, "count": IMAGES, "steps": 2, "seed": 0, "label": 0}
         )
-        lines = Path(f"/proc/{service.pid('worker-1')}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1000
+        return peak_megabytes(Path(f"/proc/{service.pid('worker-1')}/status"))

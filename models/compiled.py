@@ -7,7 +7,6 @@ Winograd's convolutions). It takes half a minute a size and a C++ compiler, once
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
 import signal
@@ -26,14 +25,12 @@ from torch import Tensor, nn
 from models.card import Card
 from models.checkpoint import Model, build
 from models.fast import Way
+from models.memory import fingerprint, make_of
 from models.shapes import Network, Shapes, random_batch
 from models.unet import EDMPrecond
 
 PAYS_BELOW_SECONDS = 0.1
 """An evaluation that takes longer is hardly overhead."""
-
-SOURCES = ("unet.py", "fast.py", "compiled.py")
-"""The files that decide what is compiled."""
 
 
 class Program:
@@ -85,13 +82,13 @@ def compile_in_background(
     cache.mkdir(parents=True, exist_ok=True)
     missing = {}
     for size in pays:
-        path = cache / f"{_key(model.card, way, size)}.pt2"
+        path = cache / f"{fingerprint(model.card, model.device, way, size)}.pt2"
         if path.exists():
             _fulfil(programs[size], path, network)
         else:
             missing[size] = path
     if missing:
-        order = Order(_make(model.card), way, torch.get_num_threads(), missing)
+        order = Order(make_of(model.card), way, torch.get_num_threads(), missing)
         threading.Thread(target=_follow, args=(_start(order), network, order, programs), daemon=True).start()
     return programs
 
@@ -150,34 +147,6 @@ def _follow(
     for size in order.paths:
         if not programs[size].done():
             programs[size].set_exception(RuntimeError(f"no compiled network for batches of {size}: {reason}"))
-
-
-def _key(card: Card, way: Way, size: int) -> str:
-    """What the machine code depends on, in a word."""
-    parts = [torch.__version__, _cpu(), torch.get_num_threads(), _make(card).model_dump_json(), repr(way), size]
-    parts += [Path(__file__).with_name(name).read_bytes() for name in SOURCES]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def _make(card: Card) -> Card:
-    """The card of all models that share their code: the same network, whatever its weights were trained on."""
-    classes = tuple(map(str, range(len(card.classes))))
-    return Card(
-        dataset="any",
-        D=1,
-        resolution=card.resolution,
-        channels=card.channels,
-        classes=classes,
-        architecture=card.architecture,
-        license="none",
-    )
-
-
-def _cpu() -> str:
-    """What the processor can do: code made for one may not run on another."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{torch.backends.cpu.get_cpu_capability()} {flags}"
 
 
 def main() -> None:

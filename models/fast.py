@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import Model
-from models.shapes import Network, random_batch, timed
+from models.shapes import Network, Shapes, random_batch, timed, timed_shapes
 from models.unet import Block, Conv, EDMPrecond
 
 Precision = Literal["exact", "fast"]
@@ -44,6 +44,20 @@ class Way:
         if self.winograd:
             return with_winograd(network, self.winograd)
         return network
+
+
+@dataclass(frozen=True)
+class Fast:
+    """The fastest way found, and the batch sizes in which to run it."""
+
+    way: Way
+    shapes: Shapes
+
+
+def fastest_with_shapes(model: Model, largest: int) -> Fast:
+    """The fastest way to run a model's network, with the sizes 1, 2, 4 ... up to `largest`."""
+    way = fastest(model)
+    return Fast(way, timed_shapes(model, largest, way.of(model.network)))
 
 
 @torch.inference_mode()

@@ -74,6 +74,12 @@ def steady_shapes(model: Model, largest: int, network: Network | None = None) ->
 
 
 @torch.inference_mode()
+def warm_up(model: Model, shapes: Shapes, network: Network | None = None) -> None:
+    """Run the smallest size once: libraries make their kernels at the first call."""
+    (network or model.network)(*random_batch(model, shapes.sizes[0]))
+
+
+@torch.inference_mode()
 def timed_shapes(model: Model, largest: int, network: Network) -> Shapes:
     """The sizes 1, 2, 4 ... up to `largest`, whatever their bits: for a network that promises none."""
     return _shapes(model, network, largest, steady=False)

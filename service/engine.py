@@ -1,26 +1,30 @@
 """The bridge to `models`: the only module of the service that knows them, and torch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
+from torch import nn
 
 import models.generate
 from models.card import SHIPPED, CheckpointError, checkpoint_files, format_D
 from models.checkpoint import Model, load
 from models.compiled import CompiledNetwork, compile_in_background
-from models.fast import Way, fastest
+from models.fast import Fast, fastest_with_shapes
 from models.generate import Generator
-from models.shapes import Network, Shapes, steady_shapes, timed_shapes
+from models.memory import Memory, fingerprint
+from models.shapes import Network, Shapes, steady_shapes, timed_shapes, warm_up
 from service.catalogue import ModelFacts
 from service.logs import get_logger
 from service.policy import Flight
 from service.sample import Precision, Walk
 
 SOLVERS = ("heun",)
+
+Finding = TypeVar("Finding")
 
 Programs = dict[int, Future[Network]]
 """Compiled networks to come, by batch size."""
@@ -31,18 +35,25 @@ log = get_logger()
 class Engine:
     """Holds the checkpoints of a store, loaded and warm on one device.
 
-    `exact` networks are ready at the start, `fast` ones when they are first asked for: which way is fastest, and in
-    which batch sizes, is measured then, once for all models of the same make. Small ones are compiled beside that, in
-    another process, and take over when they are done. All but `width` and `capacity` is for one thread.
+    `exact` networks are ready at the start, `fast` ones when they are first asked for. Which way is fastest, and in
+    which batch sizes, is measured once for all models of the same make, and remembered in `folder` if there is one.
+    If it `compiles`, small `fast` networks are compiled beside that, in another process, and take over when they are
+    done. All but `width` and `capacity` is for one thread.
     """
 
-    def __init__(self, store: Path | None, device: torch.device, largest_batch: int, compiled_dir: Path | None = None):
+    def __init__(
+        self,
+        store: Path | None,
+        device: torch.device,
+        largest_batch: int,
+        folder: Path | None = None,
+        compiles: bool = False,
+    ):
         self.device = device
         self._largest_batch = largest_batch
-        self._compiled_dir = compiled_dir
+        self._compiled_dir = folder if compiles else None
+        self._memory = Memory(folder)
         self._generators: dict[Flight, Generator] = {}
-        self._shapes: dict[object, Shapes] = {}
-        self._ways: dict[object, Way] = {}
         self._arithmetic: dict[Flight, str] = {}
         self._compiling: dict[Flight, Programs] = {}
         self._launched: torch.cuda.Event | None = None
@@ -59,18 +70,29 @@ class Engine:
             flight = Flight(model.card.name, "exact")
             if flight in self._generators:
                 raise CheckpointError(f"{path}: another file of the store already holds {flight.model}")
-            make = _make(model)
-            shapes = self._shapes.get(make) or steady_shapes(model, self._largest_batch)
+            shapes = self._found(model, Shapes, steady_shapes)
+            warm_up(model, shapes)
         except CheckpointError as error:
             log.error("checkpoint refused", reason=str(error))
             return
         except Exception:
             log.exception("checkpoint refused", file=path.name)
             return
-        self._shapes[make] = shapes
         self._generators[flight] = Generator(model, shapes)
         self._arithmetic[flight] = "float32"
         log.info("checkpoint loaded", model=flight.model, batch_sizes=list(shapes.sizes), file=path.name)
+
+    def _found(self, model: Model, kind: type[Finding], find: Callable[[Model, int], Finding]) -> Finding:
+        """What is known of all models of one make, or is found out now."""
+        key = fingerprint(model.card, model.device, kind.__name__, self._largest_batch)
+        found = self._memory.recall(key, kind)
+        if found is None:
+            found = find(model, self._largest_batch)
+            try:
+                self._memory.keep(key, found)
+            except OSError as error:
+                log.warning("not remembered for the next start", model=model.card.name, reason=str(error))
+        return found
 
     def prepare(self, precision: Precision) -> None:
         """Make all models ready in a precision, so that nobody waits for it later."""
@@ -136,22 +158,27 @@ class Engine:
     def _prepare_fast(self, flight: Flight) -> None:
         """Find the fastest way for a model, and have it compiled if that may pay."""
         model = self._exact(flight.model).model
-        make = _make(model)
-        way = self._ways[make] = self._ways.get(make) or fastest(model)
-        fast = replace(model, network=way.of(model.network))
-        shapes = self._shapes[make, way] = self._shapes.get((make, way)) or timed_shapes(
-            fast, self._largest_batch, fast.network
-        )
-        self._generators[flight] = Generator(fast, shapes)
-        self._arithmetic[flight] = str(way)
-        log.info("fast network ready", model=flight.model, way=str(way), batch_sizes=list(shapes.sizes))
+        found = self._found(model, Fast, fastest_with_shapes)
+        fast = replace(model, network=found.way.of(model.network))
+        warm_up(fast, found.shapes)
+        self._generators[flight] = Generator(fast, found.shapes)
+        self._arithmetic[flight] = str(found.way)
+        log.info("fast network ready", model=flight.model, way=str(found.way), batch_sizes=list(found.shapes.sizes))
         if self._compiled_dir:
             try:
-                programs = compile_in_background(fast, fast.network, way, shapes, self._compiled_dir)
+                programs = compile_in_background(fast, fast.network, found.way, found.shapes, self._compiled_dir)
             except OSError as error:
                 log.warning("networks stay uncompiled", model=flight.model, reason=str(error))
             else:
-                self._compiling[flight] = programs
+                self.expect(flight, programs)
+
+    def expect(self, flight: Flight, programs: Programs) -> None:
+        """Let compiled networks take over a flight once all of them are there, or have failed."""
+        self._compiling[flight] = programs
+
+    def network(self, flight: Flight) -> nn.Module:
+        """The network of a flight, as it is run now."""
+        return self._generator(flight).model.network
 
     def _take_compiled(self, flight: Flight, programs: Programs) -> None:
         """Run the sizes that could be compiled so, and measure anew which are worth what."""
@@ -196,11 +223,6 @@ def choose_device(device: str, index: int = 0) -> torch.device:
 def use_threads(threads: int) -> None:
     """Let torch use so many CPU threads in this process."""
     torch.set_num_threads(threads)
-
-
-def _make(model: Model) -> object:
-    """What decides how a network is run: the same for all models of one architecture, resolution and classes."""
-    return model.card.architecture, model.card.shape, len(model.card.classes)
 
 
 def _facts(name: str, model: Model) -> ModelFacts:

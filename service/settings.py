@@ -23,7 +23,8 @@ class Settings(BaseSettings):
     )
     queue: str = Field("main", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Name of the queue within Redis.")
     data_dir: Path = Field(
-        Path(".pfgmpp"), description="Where the embedded Redis keeps its data, and workers compiled networks."
+        Path(".pfgmpp"),
+        description="Where the embedded Redis keeps its data, and workers what they found out about networks.",
     )
     results_dir: Path = Field(Path(".pfgmpp/results"), description="Result store, shared by API and workers.")
     model_store: Path | None = Field(None, description="Directory of checkpoints; the shipped ones by default.")

@@ -121,8 +121,8 @@ class Worker:
         """In the computing thread: the engine, ready for what requests ask when they do not say."""
         settings = self.settings
         device = choose_device(settings.device, settings.worker_index)
-        compiled_dir = settings.data_dir / "compiled" if settings.compile else None
-        engine = Engine(settings.model_store, device, settings.batch_images, compiled_dir)
+        folder = settings.data_dir / "networks"
+        engine = Engine(settings.model_store, device, settings.batch_images, folder, settings.compile)
         engine.prepare(settings.precision)
         return engine
 

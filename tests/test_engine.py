@@ -1,0 +1,119 @@
+"""The bridge: two precisions of the same models, what is measured once, and compiled networks that take over."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.stores import untrained_checkpoint
+from models.generate import UInt8Array
+from models.shapes import Network
+from service.engine import Engine
+from service.policy import Flight
+from service.sample import Precision
+from tests.models.helpers import card
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    untrained_checkpoint(tmp_path / "store", card())
+    untrained_checkpoint(tmp_path / "store", card(D=2))
+    return tmp_path / "store"
+
+
+def sampled(engine: Engine, flight: Flight, seeds: Sequence[int]) -> UInt8Array:
+    walk = engine.walk(flight, seeds, [seed % 3 for seed in seeds], 4, "heun")
+    while not walk.is_finished:
+        engine.evaluate(flight, [walk])
+    return walk.images()
+
+
+def flight(precision: Precision, D: int = 128) -> Flight:
+    return Flight(f"tiny-d{D}", precision)
+
+
+def test_both_precisions_are_served_and_exact_stays_as_it_is(store: Path) -> None:
+    engine = Engine(store, CPU, 8)
+    exact = sampled(engine, flight("exact"), range(5))
+    fast = sampled(engine, flight("fast"), range(5))
+    assert engine.arithmetic(flight("exact")) == "float32"
+    assert engine.arithmetic(flight("fast")) in {"float32", "float32-winograd", "bfloat16"}
+    assert np.abs(exact.astype(int) - fast).mean() < 2
+    assert np.array_equal(sampled(engine, flight("exact"), range(5)), exact)
+
+
+def test_images_of_other_jobs_in_a_fast_call_change_nothing_one_could_see(store: Path) -> None:
+    engine = Engine(store, CPU, 8)
+    alone = sampled(engine, flight("fast"), [3])
+    walks = [engine.walk(flight("fast"), [seed], [seed % 3], steps, "heun") for seed, steps in ((3, 4), (4, 9), (5, 2))]
+    while not walks[0].is_finished:
+        engine.evaluate(flight("fast"), [walk for walk in walks if not walk.is_finished])
+    assert np.abs(walks[0].images().astype(int) - alone).mean() < 2
+
+
+def test_what_is_asked_for_by_default_is_ready_before_the_first_request(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Engine(store, CPU, 8)
+    engine.prepare("fast")
+    assert capsys.readouterr().out.count("fast network ready") == len(engine.models) == 2
+    sampled(engine, flight("fast"), [1])
+    assert "fast network ready" not in capsys.readouterr().out
+
+
+def test_what_was_measured_is_remembered(store: Path, tmp_path: Path) -> None:
+    """One finding for each precision, for both models are of one make; a second start adds none, and finds the same."""
+    folder = tmp_path / "networks"
+    first = Engine(store, CPU, 8, folder)
+    first.prepare("fast")
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(kept) == 2
+    second = Engine(store, CPU, 8, folder)
+    second.prepare("fast")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == kept
+    for D in (2, 128):
+        for precision in ("exact", "fast"):
+            assert np.array_equal(sampled(first, flight(precision, D), [7]), sampled(second, flight(precision, D), [7]))
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    engine = Engine(store, CPU, 8, tmp_path / "file", compiles=True)
+    engine.prepare("fast")
+    printed = capsys.readouterr().out
+    assert "not remembered for the next start" in printed
+    assert "networks stay uncompiled" in printed
+    assert sampled(engine, flight("fast"), [1]).shape == (1, 8, 8, 3)
+
+
+def test_compiled_networks_take_over_when_all_are_there(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody waits for them: until the last is there, and for sizes that failed, the network itself is run."""
+    engine = Engine(store, CPU, 8)
+    before = sampled(engine, flight("fast"), range(8))
+    programs: dict[int, Future[Network]] = {4: Future(), 8: Future()}
+    engine.expect(flight("fast"), programs)
+    network, ran = engine.network(flight("fast")), []
+
+    def compiled(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        ran.append(len(x))
+        return network(x, sigma, labels)  # type: ignore[no-any-return]
+
+    programs[8].set_result(compiled)
+    assert np.array_equal(sampled(engine, flight("fast"), range(8)), before)
+    assert not ran
+    assert not engine.arithmetic(flight("fast")).endswith("-compiled")
+    programs[4].set_exception(RuntimeError("no compiled network for batches of 4: out of ink"))
+    after = sampled(engine, flight("fast"), range(8))
+    assert set(ran) == {8}
+    assert np.abs(after.astype(int) - before).mean() < 2
+    assert engine.arithmetic(flight("fast")).endswith("-compiled")
+    assert engine.compiling == []
+    assert "out of ink" in capsys.readouterr().out
