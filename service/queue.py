@@ -293,9 +293,9 @@ class Queue:
         await self.redis.delete(f"{self.prefix}worker:{worker}")
         await self.redis.zrem(f"{self.prefix}workers", worker)
 
-    async def forget_workers(self) -> None:
-        """Take all workers off the list: those of a former life of the service."""
-        names: Any = await self.redis.zrange(f"{self.prefix}workers", 0, -1)
+    async def forget_workers(self, seen_before: float) -> None:
+        """Take workers off the list that were last seen before a moment: those of a former life of the service."""
+        names: Any = await self.redis.zrangebyscore(f"{self.prefix}workers", "-inf", f"({int(seen_before)}")
         for name in names:
             await self.retire(name)
 

@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import httpx
 from prometheus_client.multiprocess import mark_process_dead
 from redis.exceptions import RedisError
 
@@ -98,24 +97,27 @@ class Supervisor:
             stack.enter_context(owned(self.settings.data_dir))
             listener = stack.enter_context(listen(self.settings.host, self.settings.port))
             try:
-                url = self.settings.redis_url or await self._start_redis(stack)
+                url = self.settings.redis_url or self._start_redis(stack)
                 self.queue = self._queue_at(url)
-                await self._start_service(self.queue, url, listener)
+                self._start_service(self.queue, url, listener)
+                if not self.settings.redis_url:
+                    await self._until_redis_answers(self.queue)
                 await self._until_ready(listener, started)
                 await self._stopping.wait()
             finally:
                 await self._shut_down()
         return self._status
 
-    async def _start_redis(self, stack: ExitStack) -> str:
-        """Start the embedded server and wait until it answers; its URL."""
+    def _start_redis(self, stack: ExitStack) -> str:
+        """Start the embedded server; its URL."""
         folder = stack.enter_context(socket_folder(self.settings.data_dir))
         path = folder / "redis.sock"
-        url = f"unix://{path}"
-        child = Child("redis", server_command(find_server(), path, self.settings.data_dir))
-        self._keep(child)
-        queue = self._queue_at(url)
-        deadline = time.monotonic() + START_SECONDS
+        self._keep(Child("redis", server_command(find_server(), path, self.settings.data_dir)))
+        return f"unix://{path}"
+
+    async def _until_redis_answers(self, queue: Queue) -> None:
+        """Wait for the embedded server, while workers load, and take those of a former life off its list."""
+        began, deadline = time.time(), time.monotonic() + START_SECONDS
         while not self._stopping.is_set():
             try:
                 await queue.ping()
@@ -125,14 +127,13 @@ class Supervisor:
                     log_file = self.settings.data_dir / "redis" / "server.log"
                     raise NoServer(f"the embedded Redis does not answer; see {log_file}") from error
                 await asyncio.sleep(POLL_SECONDS)
-        await queue.forget_workers()
-        await queue.close()
-        return url
+        if not self._stopping.is_set():
+            await queue.forget_workers(began)
 
     def _queue_at(self, url: str) -> Queue:
         return Queue.open(self.settings.model_copy(update={"redis_url": url}))
 
-    async def _start_service(self, queue: Queue, url: str, listener: socket.socket) -> None:
+    def _start_service(self, queue: Queue, url: str, listener: socket.socket) -> None:
         settings = self.settings
         shutil.rmtree(self._metrics_dir, ignore_errors=True)
         self._metrics_dir.mkdir()
@@ -208,6 +209,8 @@ class Supervisor:
         """Wait until a request would be served, and say where."""
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        import httpx  # here, for it takes 40 ms
+
         async with httpx.AsyncClient(base_url=url, timeout=5) as client:
             while not self._stopping.is_set():
                 try:

@@ -33,6 +33,11 @@ def test_one_module_is_the_bridge(path: Path) -> None:
     assert bool(crosses) == (path.name == BRIDGE)
 
 
+@pytest.mark.parametrize("path", sorted([*(ROOT / "models").rglob("*.py"), *(ROOT / "service").rglob("*.py")]), ids=str)
+def test_nothing_depends_on_benchmarks_or_tests(path: Path) -> None:
+    assert not imports(path) & {"bench", "tests"}
+
+
 @pytest.mark.parametrize("module", ["service.api", "service.cli", "service.supervisor", "service.client"])
 def test_only_the_worker_imports_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

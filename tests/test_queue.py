@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -437,7 +438,9 @@ async def test_workers_are_offered_while_they_live(queue: Queue, settings: Setti
     assert list(after.models) == ["digits-dinf"]
     assert not after.is_warm
     assert after.remembers("digits", 128)
-    await queue.forget_workers()
+    await queue.forget_workers(seen_before=time.time() - 60)
+    assert not await _nobody_left(queue), "one that has announced itself since stays"
+    await queue.forget_workers(seen_before=time.time() + 60)
     assert await _nobody_left(queue)
 
 
