@@ -55,7 +55,7 @@ def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampling
     if bench.is_quick:  # it takes half a minute a size
         del ways["compiled"]
     for name, (precision, compiles) in ways.items():
-        engine = Engine(network.store, bench.device, LARGEST_BATCH, bench.folder / "networks", compiles)
+        engine = Engine(network.store, bench.device, LARGEST_BATCH, bench.memory, compiles)
         (model,) = engine.models
         flight = Flight(model, precision)
         engine.prepare(precision)

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.client import Client
 from bench.report import Figure, Findings
-from bench.running import running
+from bench.running import Service, running
 from bench.timing import percentiles
 from bench.workload import Network, Workbench
 
@@ -62,13 +62,12 @@ def measure(bench: Workbench) -> Findings:
     seconds, rounds = (8.0, 1) if bench.is_quick else (SECONDS, bench.rounds)
     findings = Findings()
     with ExitStack() as stack:
-        services = {
-            mode: stack.enter_context(
-                running(model_store=network.store, batching=mode.replace("-f", "f"), compile=False, threads=1)
-            )
-            for mode in ("in-flight", "by-key")
+        options: dict[str, Any] = {"memory": bench.memory, "model_store": network.store, "compile": False, "threads": 1}
+        services: dict[Mode, Service] = {
+            "in-flight": stack.enter_context(running(batching="inflight", **options)),
+            "by-key": stack.enter_context(running(batching="by-key", **options)),
         }
-        trial = Trial(network, {mode: Client(service.url) for mode, service in services.items()})  # type: ignore[misc]
+        trial = Trial(network, {mode: Client(service.url) for mode, service in services.items()})
         trial.run(burst(2))
         bursts = [trial.run(burst(BURST_LONGS)) for _ in range(rounds)]
         capacity = median(each["by-key"]["jobs_per_second"] for each in bursts)

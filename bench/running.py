@@ -37,11 +37,17 @@ def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) 
 
 
 class Service:
-    """`pfgmpp serve` on a free port, with its log."""
+    """`pfgmpp serve` on a free port, with its log.
 
-    def __init__(self, folder: Path, **settings: object):
+    `memory` is a folder that several share for what they find out about networks, so that they run them alike.
+    """
+
+    def __init__(self, folder: Path, memory: Path | None = None, **settings: object):
         self.folder = folder
-        folder.mkdir(exist_ok=True)
+        (folder / "data").mkdir(mode=0o700, parents=True, exist_ok=True)
+        if memory:
+            memory.mkdir(parents=True, exist_ok=True)
+            (folder / "data" / "networks").symlink_to(memory)
         self.log = folder / "serve.log"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PFGMPP_")},
@@ -95,10 +101,10 @@ class Service:
 
 
 @contextmanager
-def running(within: Path | None = None, **settings: object) -> Iterator[Service]:
+def running(within: Path | None = None, memory: Path | None = None, **settings: object) -> Iterator[Service]:
     """A service that is stopped, or if need be killed, at the end; its files are in a folder for temporary ones."""
     with tempfile.TemporaryDirectory(prefix="pfgmpp-run-", dir=within) as folder:
-        service = Service(Path(folder), **settings)
+        service = Service(Path(folder), memory, **settings)
         service.start()
         try:
             yield service

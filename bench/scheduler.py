@@ -10,7 +10,7 @@ from bench.report import Figure, Findings
 from bench.workload import Network, Workbench
 from service.catalogue import Catalogue, WorkerState
 from service.engine import Engine
-from service.inflight import Inflight, Share, shares_of
+from service.inflight import Inflight, Share
 from service.job import Part
 from service.kinds import KINDS
 from service.policy import Flight, ShortestFirst
@@ -43,7 +43,7 @@ def measure(bench: Workbench) -> Findings:
     """The scheduler's part of the time, by network."""
     findings = Findings()
     for network in bench.networks:
-        engine = TimedEngine(network.store, bench.device, JOBS)
+        engine = TimedEngine(network.store, bench.device, JOBS, bench.memory)
         rounds = [_cost(engine, network) for _ in range(bench.rounds)]
         name = f"{network.name}: the scheduler's time / the engine's"
         findings.figures.append(Figure(name=name, value=100 * median(rounds), unit="%", at_most=1))
@@ -62,7 +62,7 @@ def _cost(engine: TimedEngine, network: Network) -> float:
             done.set()
 
     inflight = Inflight(engine, ShortestFirst(60.0), on_sampled, _fail, lambda: None)
-    inflight.enter(_shares(engine, network))
+    inflight.enter(inflight.shares_of(_batch(engine, network), KINDS["sample"]))
     engine.seconds, started = 0.0, time.perf_counter()
     thread = threading.Thread(target=inflight.run)
     thread.start()
@@ -73,21 +73,15 @@ def _cost(engine: TimedEngine, network: Network) -> float:
     return seconds / engine.seconds - 1
 
 
-def _shares(engine: Engine, network: Network) -> list[Share]:
-    """Jobs of one image each, as a worker has them in hand."""
+def _batch(engine: Engine, network: Network) -> Batch:
+    """Jobs of one image each, as a worker claims them."""
     (facts,) = engine.facts
     kind = KINDS["sample"]
     (offered,) = Catalogue([WorkerState(name="bench", state="busy", device="cpu", models=(facts,))]).models.values()
     request = SampleRequest(dataset=network.name, D=2048, steps=network.steps)
     requests = {str(k): resolve(request, offered, "exact", 1, 10**6).model_dump_json() for k in range(JOBS)}
-    batch = Batch(
-        "bench",
-        kind.lane(kind.parse(requests["0"])),
-        tuple(Part(each, 0, 1) for each in requests),
-        requests,
-        dict.fromkeys(requests, 0.0),
-    )
-    return shares_of(batch, kind, engine.width)
+    parts = tuple(Part(each, 0, 1) for each in requests)
+    return Batch("bench", kind.lane(kind.parse(requests["0"])), parts, requests, dict.fromkeys(requests, 0.0))
 
 
 def _fail(shares: list[Share], error: Exception) -> None:

@@ -22,7 +22,7 @@ def measure(bench: Workbench) -> Findings:
     findings = Findings()
     torch.set_num_threads(1)
     for network in bench.networks:
-        with running(model_store=network.store, compile=False, threads=1) as service:
+        with running(memory=bench.memory, model_store=network.store, compile=False, threads=1) as service:
             findings.figures += _against_reference(bench, network, service, findings.details)
             findings.figures.append(_at_once(bench, network, service, findings.details))
     return findings

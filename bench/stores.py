@@ -20,7 +20,7 @@ def exact_checkpoint(store: Path, D: float, dataset: str = "points", classes: in
         classes=tuple(f"class {k}" for k in range(classes)),
         architecture=ExactOptions(examples=examples),
         default_steps=4,
-        max_steps=64,
+        max_steps=1000,
         license="Apache-2.0",
     )
     data = torch.rand(examples, 1, 4, 4, generator=rng) * 2 - 1

@@ -18,7 +18,7 @@ def measure(bench: Workbench) -> Findings:
     findings = Findings()
     for network in bench.networks:
         count = IMAGES if network.name == "digits" else 1
-        options: dict[str, Any] = {"model_store": network.store, "compile": False, "threads": 1}
+        options: dict[str, Any] = {"memory": bench.memory, "model_store": network.store, "compile": False, "threads": 1}
         with running(workers=1, **options) as one, running(workers=2, **options) as two:
             clients = {"one": Client(one.url), "two": Client(two.url)}
             request = {"dataset": network.name, "D": 2048, "count": count, "steps": network.steps, "label": 0}

@@ -35,6 +35,11 @@ class Workbench:
     """A few short runs, to see that everything works; the figures mean little."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @property
+    def memory(self) -> Path:
+        """The folder for what was found out about networks."""
+        return self.folder / "networks"
+
     def network(self, name: str) -> Network:
         """`digits` (shipped, 8x8, 0.3 million parameters) or `cifar10` (full size, 32x32, 56 million)."""
         store = self.folder / "stores" / name

@@ -80,7 +80,7 @@ class Generator:
     def evaluate(self, walks: Sequence[Walk]) -> None:
         """Take walks of any position and number of steps one evaluation further, together."""
         x = torch.cat([walk.query.x for walk in walks])
-        levels = [walk.query.sigma for walk in walks for _ in walk.query.x]
+        levels = [level for walk in walks for level in [walk.query.sigma] * len(walk.query.x)]
         # From pinned memory the copy waits for nothing on an accelerator.
         sigma = torch.tensor(levels, dtype=torch.float64, pin_memory=x.is_cuda).to(x.device, non_blocking=True)
         labels = [walk.one_hot for walk in walks if walk.one_hot is not None]

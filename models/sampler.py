@@ -46,10 +46,10 @@ def heun(x: Tensor, sigmas: list[float]) -> Solver:
     """
     for sigma, sigma_next in pairwise(sigmas):
         slope = (x - (yield Query(x, sigma))) / sigma
-        x_next = x + (sigma_next - sigma) * slope
+        x_next = x.add(slope, alpha=sigma_next - sigma)
         if sigma_next > 0:
             slope_next = (x_next - (yield Query(x_next, sigma_next))) / sigma_next
-            x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
+            x_next = x.add(slope + slope_next, alpha=(sigma_next - sigma) / 2)
         x = x_next
     return x
 

@@ -4,11 +4,12 @@ The last bits of a float32 network may depend on the size of its batch, for the 
 and what an evaluation costs rises in steps. So every batch is cut into sizes that were tried out at warm-up.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,11 @@ REFERENCE_SIZE = 8
 
 SLOW_SECONDS = 1.0
 """No size beyond one that takes so long: it would hold up what else is waiting, and warming it up takes as long."""
+
+PATIENCE_SECONDS = 0.15
+
+TURN_SECONDS = 0.001
+"""About what a network call takes beside the network, in a worker that also claims and delivers."""
 
 Network = Callable[..., Tensor]
 """(x [B, C, H, W], sigma [B], labels [B, classes] where there are classes) -> the denoised estimate [B, C, H, W]."""
@@ -36,10 +42,11 @@ class Shapes:
         """The cheapest sizes, largest first, that cover `count` images; the last may have room to spare."""
         return list(_cheapest(self, count))
 
-    @property
+    @cached_property
     def width(self) -> int:
         """The smallest size within 5 % of the best seconds per image: wider ones bring nothing but delay."""
-        each = [seconds / size for size, seconds in zip(self.sizes, self.seconds, strict=True)]
+        cost = dict(zip(self.sizes, self.seconds, strict=True))
+        each = [(TURN_SECONDS + sum(cost[piece] for piece in self.cut(size))) / size for size in self.sizes]
         return next(size for size, cost in zip(self.sizes, each, strict=True) if cost <= 1.05 * min(each))
 
 
@@ -107,15 +114,18 @@ def _doubled(size: int, largest: int) -> Iterator[int]:
 
 
 def timed(network: Network, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
-    """The network's answer and the seconds it took: warm, unless an evaluation takes so long that it hardly matters."""
-    seconds = math.inf
-    for _ in range(3):
+    """The network's answer and the least seconds it took: warm, unless it takes so long that this hardly matters.
+
+    A quick one is asked again and again for PATIENCE_SECONDS, for what disturbs it takes as long as it does.
+    """
+    seconds, began = math.inf, time.perf_counter()
+    for turn in itertools.count(1):
         start = time.perf_counter()
         answer = network(*batch)
         if answer.is_cuda:
             torch.cuda.synchronize(answer.device)
         seconds = min(seconds, time.perf_counter() - start)
-        if seconds > SLOW_SECONDS / 4:
+        if seconds > SLOW_SECONDS / 4 or (turn >= 3 and time.perf_counter() - began > PATIENCE_SECONDS):
             break
     return answer, seconds
 

@@ -9,7 +9,7 @@ from service import metrics
 from service.engine import Engine
 from service.job import Part
 from service.kinds import Kind, Request
-from service.policy import Appetite, Flight, Hands, Policy, spans
+from service.policy import Appetite, Flight, Hands, Policy
 from service.queue import Batch
 from service.sample import Walk
 
@@ -62,19 +62,6 @@ class Cohort:
     walk: Walk | None = None
 
 
-def shares_of(batch: Batch, kind: Kind[Request, object], width: Callable[[Flight], int]) -> list[Share]:
-    """A claimed batch, cut into cohorts. Raises ValueError when a request in it cannot be read."""
-    shares = {job_id: Share(batch, job_id, kind, kind.parse(request)) for job_id, request in batch.requests.items()}
-    for part in batch.parts:
-        share = shares[part.job_id]
-        flight, evaluations = kind.flight(share.request), kind.evaluations(share.request)
-        share.cohorts += [
-            Cohort(share, part, part.start + start, length, flight, evaluations, batch.submitted[part.job_id])
-            for start, length in spans(part.length, width(flight))
-        ]
-    return list(shares.values())
-
-
 class Inflight:
     """Cohorts under way on one device. `run` is the life of the thread that computes; all else is for any thread.
 
@@ -99,7 +86,20 @@ class Inflight:
         self._changed = threading.Condition()
         self._call_seconds = 0.0
         self._is_watched = False
+        self._is_stirred = False
         self._is_closed = False
+
+    def shares_of(self, batch: Batch, kind: Kind[Request, object]) -> list[Share]:
+        """A claimed batch, cut into cohorts. Raises ValueError when a request in it cannot be read."""
+        shares = {job_id: Share(batch, job_id, kind, kind.parse(request)) for job_id, request in batch.requests.items()}
+        for part in batch.parts:
+            share = shares[part.job_id]
+            flight, evaluations = kind.flight(share.request), kind.evaluations(share.request)
+            share.cohorts += [
+                Cohort(share, part, part.start + start, length, flight, evaluations, batch.submitted[part.job_id])
+                for start, length in self.policy.spans(part.length, self.engine.width(flight))
+            ]
+        return list(shares.values())
 
     def enter(self, shares: Sequence[Share]) -> None:
         """Take shares in hand; they are evaluated from the next turn on."""
@@ -130,8 +130,19 @@ class Inflight:
             return self.policy.appetite(hands)
 
     def watch(self) -> None:
-        """Ask for one `on_turn`, after the turn under way."""
+        """Ask for one `on_turn`: after the next turn, if something has come or is about to leave; at once when idle."""
         self._is_watched = True
+        if self.is_idle:
+            self._tell()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not self._cohorts
+
+    def stir(self) -> None:
+        """Something has come that might be claimed."""
+        self._is_stirred = True
 
     def run(self) -> None:
         """Evaluate what is in hand, turn after turn, until closed."""
@@ -147,9 +158,13 @@ class Inflight:
                 self._on_failure(failed, error)
                 continue
             self._land(chosen)
-            if self._is_watched:
-                self._is_watched = False
-                self._on_turn()
+            self._is_stirred = self._is_stirred or any(cohort.remaining <= 1 for cohort in chosen)
+            if self._is_watched and self._is_stirred:
+                self._tell()
+
+    def _tell(self) -> None:
+        self._is_watched = self._is_stirred = False
+        self._on_turn()
 
     def _next(self, turn: int) -> list[Cohort]:
         """The cohorts of the next network call, waiting for some; [] once closed."""

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-COHORTS_PER_CALL = 8
-"""How many cohorts at least fill a network call: enough to interleave jobs and to leave no large gap, and few enough
-to spare the solver's arithmetic on each."""
+COHORTS_PER_CALL = 16
+"""How many of the largest cohorts fill a network call: few enough to spare the solver's arithmetic on each."""
 
 RESERVED_EVERY = 8
 """One of so many turns, and claims, is for the job that has waited longest, whatever its length: nothing starves."""
 
 RESERVE = 3
-"""How many capacities a worker may have in hand, the last of them for much shorter work alone."""
+"""How many capacities a worker may have in hand, the last of them for shorter work alone."""
 
 
 class Flight(NamedTuple):
@@ -28,6 +27,10 @@ class Flight(NamedTuple):
 
 class Candidate(Protocol):
     """A cohort as the policy sees it."""
+
+    @property
+    def share(self) -> object:
+        """What it belongs to, which ends with its last cohort."""
 
     @property
     def flight(self) -> Flight: ...
@@ -88,22 +91,34 @@ class Policy(Protocol):
     def appetite(self, hands: Hands) -> Appetite | None:
         """What to claim; None for nothing."""
 
+    def spans(self, length: int, width: int) -> list[tuple[int, int]]:
+        """A part of so many images as the (start, length) of its cohorts, for network calls of `width` images."""
+
 
 @dataclass(frozen=True)
 class ShortestFirst:
     """Shortest remaining path first, with ageing: what counts is submission + remaining evaluations x patience.
 
+    A share is as far as the last of its cohorts, and those of it that were displaced are the first of it the next time.
     So a job is overtaken only by those that are shorter by as many evaluations as they came patiences later, and a job
-    under way by none of its own length. A worker that has filled a call takes only work that is much shorter than the
-    longest it has, which then waits in hand.
+    under way by none of its own length. A worker with room in a call takes as much as fills one, for crumbs would take
+    long to compute; one without takes only work that is shorter than the longest it has, which then waits in hand.
     """
 
     patience_seconds: float
 
     def choose(self, cohorts: Sequence[C], width: Callable[[Flight], int], turn: int) -> list[C]:
-        is_reserved = turn % RESERVED_EVERY == 0
-        in_order = sorted(cohorts, key=_submitted if is_reserved else self._due)
-        return _fill(in_order, width)
+        if _fit_together(cohorts, width):
+            return list(cohorts)
+        patience = 0.0 if turn % RESERVED_EVERY == 0 else self.patience_seconds
+        last = dict[object, int]()
+        for cohort in cohorts:
+            last[cohort.share] = max(cohort.remaining, last.get(cohort.share, 0))
+
+        def due(cohort: Candidate) -> tuple[float, int]:
+            return cohort.submitted + last[cohort.share] * patience, -cohort.remaining
+
+        return _fill(sorted(cohorts, key=due), width)
 
     def _due(self, cohort: Candidate) -> float:
         return cohort.submitted + cohort.remaining * self.patience_seconds
@@ -116,17 +131,25 @@ class ShortestFirst:
             return self._fill_up(hands, staying)
         longest = max(cohort.remaining for cohort in hands.cohorts)
         reserve = RESERVE * hands.capacity - sum(cohort.images for cohort in hands.cohorts)
-        return Appetite(dict.fromkeys(hands.models, reserve), below=longest // 2) if reserve > 0 else None
+        return Appetite(dict.fromkeys(hands.models, reserve), below=longest) if reserve > 0 else None
 
     def _fill_up(self, hands: Hands, staying: Counter[str]) -> Appetite:
         """Every model may fill a call of its own, for calls are of one model; the one under way comes first."""
-        rooms = {model: room for model in hands.models if (room := hands.capacity - staying[model]) > 0}
+        rooms = {model: hands.capacity for model in hands.models if staying[model] < hands.capacity}
         is_for_oldest = hands.claims % RESERVED_EVERY == RESERVED_EVERY - 1
         if not hands.cohorts or is_for_oldest:
             return Appetite(rooms, is_for_oldest=is_for_oldest)
         first = min(hands.cohorts, key=self._due)
         under_way = max(each.remaining for each in hands.cohorts if each.flight == first.flight)
         return Appetite(rooms, favourite=first.flight.model, favour_seconds=2 * under_way * hands.call_seconds)
+
+    def spans(self, length: int, width: int) -> list[tuple[int, int]]:
+        """The last ones are smaller and smaller, so that what comes displaces no more than it takes."""
+        largest, cut, start = max(1, width // COHORTS_PER_CALL), [], 0
+        while left := length - start:
+            cut.append((start, min(largest, max(1, left // 2))))
+            start += cut[-1][1]
+        return cut
 
 
 @dataclass(frozen=True)
@@ -141,9 +164,14 @@ class ByKey:
     def appetite(self, hands: Hands) -> Appetite | None:
         return None if hands.cohorts else Appetite(dict.fromkeys(hands.models, hands.capacity))
 
+    def spans(self, length: int, width: int) -> list[tuple[int, int]]:
+        return [(0, length)]
 
-def _submitted(cohort: Candidate) -> float:
-    return cohort.submitted
+
+def _fit_together(cohorts: Sequence[Candidate], width: Callable[[Flight], int]) -> bool:
+    """Whether one call can take all cohorts, so that their order is of no account."""
+    images = sum([cohort.images for cohort in cohorts])
+    return not cohorts or (images <= width(cohorts[0].flight) and len({cohort.flight for cohort in cohorts}) == 1)
 
 
 def _fill(in_order: Sequence[C], width: Callable[[Flight], int]) -> list[C]:
@@ -160,9 +188,3 @@ def _fill(in_order: Sequence[C], width: Callable[[Flight], int]) -> list[C]:
             if not room:
                 break
     return chosen
-
-
-def spans(length: int, width: int) -> list[tuple[int, int]]:
-    """A part of so many images as the (start, length) of its cohorts, for network calls of `width` images."""
-    size = max(1, width // COHORTS_PER_CALL)
-    return [(start, min(size, length - start)) for start in range(0, length, size)]

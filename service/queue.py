@@ -6,7 +6,7 @@ every answer. So a job is computed at least once and ended exactly once.
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,6 +274,10 @@ class Queue:
     async def wait_for_work(self, models: Sequence[str], timeout_seconds: float) -> None:
         """Return when something may wait for one of the models, or after the timeout."""
         await self.blocking.blpop([f"{self.prefix}wake:{model}" for model in models], timeout=timeout_seconds)
+
+    def on_arrival(self, act: Callable[[], None]) -> None:
+        """Have something done whenever something has come to the queue. Messages may be lost with a connection."""
+        self.redis.link.subscribe(f"{self.prefix}arrivals", lambda _: act())
 
     async def announce(self, worker: WorkerState) -> None:
         """Say that a worker lives, and what it holds."""

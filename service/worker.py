@@ -17,7 +17,7 @@ from service import __version__, metrics
 from service.catalogue import WorkerState
 from service.delivery import Delivery, insist, sampling_failed
 from service.engine import Engine, choose_device, use_threads
-from service.inflight import Inflight, Share, shares_of
+from service.inflight import Inflight, Share
 from service.kinds import kind_of
 from service.logs import get_logger
 from service.policy import Appetite, ByKey, ShortestFirst
@@ -30,6 +30,9 @@ IDLE_SECONDS = 5.0
 
 LOOK_SECONDS = 0.01
 """How often a worker at work looks for more, at most."""
+
+LOOK_ALL_THE_SAME_SECONDS = 1.0
+"""How often it does so even if it was not told of any, for a message may be lost."""
 
 SWEEP_SECONDS = 60.0
 INSIST_SECONDS = 2.0
@@ -110,6 +113,7 @@ class Worker:
         policy = ByKey() if settings.batching == "by-key" else ShortestFirst(settings.patience_seconds)
         self.delivery = Delivery(self.queue, self.store, self.engine.checkpoint, self._forget)
         self.inflight = Inflight(self.engine, policy, self.delivery.sampled, self.delivery.failed, self._on_turn)
+        self.queue.on_arrival(self.inflight.stir)
         about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.facts)}
         if settings.metrics_port is not None:
             server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
@@ -155,15 +159,16 @@ class Worker:
     async def _wait_to_look(self) -> None:
         """Until there may be something to claim, or the order to stop.
 
-        With empty hands that is when work comes; with full ones after a turn. So what comes goes to an idle worker
-        first, and one at work finds it when it could begin with it at the soonest.
+        With nothing to compute that is when work comes; else after a turn, when some has come or there is room. So what
+        comes goes to an idle worker first, and one at work finds it when it could begin with it at the soonest.
         """
-        if not self.in_hand:
+        if self.inflight.is_idle and not self._needs_empty_hands:
             await self._unless_stopping(self.queue.wait_for_work(self.engine.models, IDLE_SECONDS))
             return
         self._turned.clear()
         self.inflight.watch()
-        await self._unless_stopping(self._turned.wait())
+        with suppress(TimeoutError):
+            await self._unless_stopping(asyncio.wait_for(self._turned.wait(), LOOK_ALL_THE_SAME_SECONDS))
         with suppress(TimeoutError):
             await asyncio.wait_for(self._emptied.wait(), self._looked + LOOK_SECONDS - time.monotonic())
         self._looked = time.monotonic()
@@ -191,7 +196,7 @@ class Worker:
         metrics.batches.labels(batch.model, "full" if batch.images >= self.engine.capacity else "idle").inc()
         self._needs_empty_hands = batch.is_alone
         try:
-            shares = shares_of(batch, kind_of(batch.lane), self.engine.width)
+            shares = self.inflight.shares_of(batch, kind_of(batch.lane))
         except Exception as error:
             log.exception("batch not understood", lane=batch.lane)
             await self.delivery.give_back(batch, sampling_failed(error))

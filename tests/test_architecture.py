@@ -33,7 +33,9 @@ def test_one_module_is_the_bridge(path: Path) -> None:
     assert bool(crosses) == (path.name == BRIDGE)
 
 
-@pytest.mark.parametrize("path", sorted([*(ROOT / "models").rglob("*.py"), *(ROOT / "service").rglob("*.py")]), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted([*(ROOT / "models").rglob("*.py"), *(ROOT / "service").rglob("*.py")]), ids=lambda path: path.name
+)
 def test_nothing_depends_on_benchmarks_or_tests(path: Path) -> None:
     assert not imports(path) & {"bench", "tests"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from service.policy import RESERVED_EVERY, Appetite, ByKey, Flight, Hands, Policy, ShortestFirst, spans
+from service.policy import RESERVED_EVERY, Appetite, ByKey, Flight, Hands, Policy, ShortestFirst
 
 A, B = Flight("digits-d128", "exact"), Flight("digits-d128", "fast")
 OTHER = Flight("digits-d1", "exact")
@@ -23,6 +23,7 @@ class Waiting:
     submitted: float = 0.0
     images: int = 1
     flight: Flight = A
+    share: object = field(default_factory=object)
     ended: float = field(default=-1.0)
 
 
@@ -40,7 +41,8 @@ def test_nothing_in_hand_means_no_call() -> None:
 
 
 def test_the_shortest_remaining_path_goes_first_and_the_others_fill_the_call() -> None:
-    assert chosen(ShortestFirst(1.0), Waiting(50), Waiting(3, images=4), Waiting(20, images=3)) == [1, 2, 0]
+    cohorts = [Waiting(50), Waiting(3, images=4), Waiting(20, images=3), Waiting(60)]
+    assert chosen(ShortestFirst(1.0), *cohorts) == [1, 2, 0]
 
 
 def test_a_call_is_of_one_flight_and_no_wider_than_it_pays() -> None:
@@ -87,20 +89,22 @@ def test_empty_hands_take_what_fills_a_call() -> None:
 
 def test_what_fills_the_calls_under_way_comes_first_and_other_models_fill_calls_of_their_own() -> None:
     """By the time of two batches like the one under way: here 2 x 35 calls of half a second."""
+    rooms = {A.model: 16, OTHER.model: 16}
     found = appetite(Waiting(35, images=8), Waiting(20, images=2, flight=B))
-    assert found == Appetite({A.model: 6, OTHER.model: 16}, favourite=A.model, favour_seconds=20.0)
+    assert found == Appetite(rooms, favourite=A.model, favour_seconds=20.0)
     found = appetite(Waiting(35, images=8), Waiting(20, images=2, flight=OTHER))
-    assert found == Appetite({A.model: 8, OTHER.model: 14}, favourite=OTHER.model, favour_seconds=20.0)
+    assert found == Appetite(rooms, favourite=OTHER.model, favour_seconds=20.0)
 
 
 def test_images_about_to_leave_make_room() -> None:
-    assert appetite(Waiting(35, images=8), Waiting(1, images=8)).rooms[A.model] == 8
+    assert appetite(Waiting(35, images=8), Waiting(2, images=8)).below > 0
+    assert appetite(Waiting(35, images=8), Waiting(1, images=8)) == appetite(Waiting(35, images=8))
 
 
-def test_with_a_full_call_only_much_shorter_work_is_taken() -> None:
+def test_with_a_full_call_only_shorter_work_is_taken() -> None:
     full = [Waiting(35, images=8), Waiting(99, images=8)]
-    assert appetite(*full) == Appetite({A.model: 32, OTHER.model: 32}, below=49)
-    assert appetite(*full, Waiting(9, images=24)) == Appetite({A.model: 8, OTHER.model: 8}, below=49)
+    assert appetite(*full) == Appetite({A.model: 32, OTHER.model: 32}, below=99)
+    assert appetite(*full, Waiting(9, images=24)) == Appetite({A.model: 8, OTHER.model: 8}, below=99)
     assert ShortestFirst(1.0).appetite(Hands([Waiting(99, images=48)], MODELS, 16)) is None
 
 
@@ -109,11 +113,44 @@ def test_one_claim_in_eight_is_for_who_has_waited_longest() -> None:
     assert oldest == [False] * (RESERVED_EVERY - 1) + [True]
 
 
-@pytest.mark.parametrize(("length", "width", "lengths"), [(20, 64, [8, 8, 4]), (3, 8, [1, 1, 1]), (2, 1, [1, 1])])
-def test_parts_are_cut_into_eighths_of_a_call(length: int, width: int, lengths: list[int]) -> None:
-    cut = spans(length, width)
+@pytest.mark.parametrize(
+    ("length", "width", "lengths"),
+    [
+        (64, 64, [4] * 15 + [2, 1, 1]),
+        (20, 64, [4, 4, 4, 4, 2, 1, 1]),
+        (3, 8, [1, 1, 1]),
+        (2, 1, [1, 1]),
+        (1, 64, [1]),
+    ],
+)
+def test_parts_are_cut_into_small_parts_of_a_call_and_ever_smaller_ones(
+    length: int, width: int, lengths: list[int]
+) -> None:
+    cut = ShortestFirst(1.0).spans(length, width)
     assert [each for _, each in cut] == lengths
     assert [start for start, _ in cut] == [sum(lengths[:k]) for k in range(len(lengths))]
+    assert ByKey().spans(length, width) == [(0, length)]
+
+
+def test_a_short_job_displaces_no_more_than_it_takes() -> None:
+    """A call of 64 is full with the long job alone, and with one image less of it beside the short one."""
+    policy, share = ShortestFirst(1.0), object()
+    long = [Waiting(LONG, images=images, share=share) for _, images in policy.spans(64, 64)]
+    taken = policy.choose([*long, Waiting(SHORT)], lambda flight: 64, 1)
+    assert sum(cohort.images for cohort in taken) == 64
+    assert len(taken) == len(long)
+
+
+def test_what_was_displaced_of_a_job_goes_first_the_next_time() -> None:
+    """Twenty short jobs one after the other: no cohort of the long one falls behind by more than one call."""
+    policy, share = ShortestFirst(1.0), object()
+    long = [Waiting(LONG, share=share) for _ in range(8)]
+    for turn in range(1, 20 * SHORT):
+        short = Waiting(SHORT - turn % SHORT, submitted=float(turn))
+        for cohort in policy.choose([*long, short], eight, turn):
+            cohort.remaining -= 1
+        left = [cohort.remaining for cohort in long]
+        assert max(left) - min(left) <= 1
 
 
 Job = list[Waiting]
@@ -127,7 +164,8 @@ def jobs_of_a_day(load: float, rng: random.Random) -> list[Job]:
     while len(jobs) < 2000:
         now += rng.expovariate(load / work)
         is_long = rng.random() < 0.1
-        jobs.append([Waiting(LONG, now) for _ in range(16)] if is_long else [Waiting(SHORT, now)])
+        share = object()
+        jobs.append([Waiting(LONG, now, share=share) for _ in range(16)] if is_long else [Waiting(SHORT, now)])
     return jobs
 
 

@@ -163,7 +163,7 @@ async def test_concurrent_requests_of_one_kind_share_batches(
 
 async def test_a_short_job_overtakes_a_long_one_under_way(settings: Settings, queue: Queue, submit: Submit) -> None:
     async with working(settings):
-        long = await submit(count=64, steps=64)
+        long = await submit(count=64, steps=400)
         await eventually(lambda: _runs(queue, long))
         short = await ended(queue, await submit(steps=2))
         waiting = await queue.read(long)
@@ -176,7 +176,7 @@ async def test_by_key_a_short_job_waits_for_the_batch_under_way(
     settings: Settings, queue: Queue, submit: Submit
 ) -> None:
     async with working(settings.model_copy(update={"batching": "by-key"})):
-        long = await submit(count=8, steps=64)
+        long = await submit(count=8, steps=400)
         await eventually(lambda: _runs(queue, long))
         short = await ended(queue, await submit(steps=2))
         before = await ended(queue, long)
@@ -203,7 +203,7 @@ async def test_images_of_a_job_that_has_failed_elsewhere_leave(
     strict = Queue(queue.redis, queue.blocking, settings.model_copy(update={"max_attempts": 1}))
     async with working(settings):
         catalogue = await queue.catalogue()
-    failing = await submit(catalogue, count=16, steps=64)
+    failing = await submit(catalogue, count=16, steps=1000)
     elsewhere = await next_batch(queue, worker="other", models=["points-d128"])
     assert elsewhere is not None
     wasted = metric("pfgmpp_network_evaluations_total", kind="wasted")
@@ -368,7 +368,7 @@ async def test_a_stopped_worker_finishes_what_it_holds_and_leaves(
     settings: Settings, queue: Queue, submit: Submit
 ) -> None:
     async with working(settings) as worker:
-        job_id = await submit(count=8, steps=64)
+        job_id = await submit(count=8, steps=400)
         await eventually(lambda: _runs(queue, job_id))
         worker.stop()
         assert (await ended(queue, job_id)).status == "succeeded"
@@ -377,7 +377,7 @@ async def test_a_stopped_worker_finishes_what_it_holds_and_leaves(
 
 async def test_a_worker_out_of_grace_hands_its_batch_back(settings: Settings, queue: Queue, submit: Submit) -> None:
     async with working(settings.model_copy(update={"grace_seconds": 0.01})) as worker:
-        job_id = await submit(count=64, steps=64)
+        job_id = await submit(count=64, steps=400)
         await eventually(lambda: _runs(queue, job_id))
         worker.stop()
     job = await queue.read(job_id)
@@ -395,7 +395,7 @@ async def _runs(queue: Queue, job_id: str) -> bool:
 
 async def test_a_worker_that_lost_its_lease_drops_the_batch(settings: Settings, queue: Queue, submit: Submit) -> None:
     async with working(settings):
-        job_id = await submit(count=64, steps=64)
+        job_id = await submit(count=64, steps=400)
         await eventually(lambda: _runs(queue, job_id))
         await eventually(lambda: _lost(queue))
         job = await ended(queue, job_id)

@@ -11,6 +11,7 @@
 --   worker:<id>     hash    what a worker says of itself; expires with its heartbeat
 --   wake:<model>    list    at most 64 tokens for idle workers
 --   events          pub/sub "<job> <status>" at each change, "<job> progress" in between
+--   arrivals        pub/sub the model for which something waits that did not before, for workers at work
 local P = KEYS[1]
 
 local function now_us()
@@ -33,6 +34,7 @@ end
 local function wake(model)
   local key = P .. 'wake:' .. model
   if redis.call('LLEN', key) < 64 then redis.call('RPUSH', key, '1') end
+  redis.call('PUBLISH', P .. 'arrivals', model)
 end
 
 -- Bring the index of lanes up to date after the head of a lane may have changed.
