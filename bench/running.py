@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from service.embedded import die_with_parent
+
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
@@ -63,7 +65,14 @@ class Service:
         """Start it and wait until it is ready."""
         command = [sys.executable, "-m", "service", "serve", "--port", "0"]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, env=self.environment, stderr=log, cwd=self.folder)
+            # If this process is killed, the service stops as well.
+            self.process = subprocess.Popen(
+                command,
+                env=self.environment,
+                stderr=log,
+                cwd=self.folder,
+                preexec_fn=die_with_parent(),  # noqa: PLW1509
+            )
         ready = until(lambda: self.process.poll() is not None or self.events("ready"), READY_SECONDS)
         assert isinstance(ready, list), self.log.read_text()
         self.url = ready[-1]["url"]

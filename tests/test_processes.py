@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -53,6 +54,24 @@ def test_a_request_becomes_a_picture(service: Service) -> None:
         assert image.size == (16, 16)
     for k in ("12", "-1", "x", "00", "9" * 5000):
         assert service.client.get(f"/v1/jobs/{job['id']}/images/{k}.png").status_code == 404
+
+
+def test_the_answer_says_which_precision_was_used(service: Service) -> None:
+    """Both at once, from the same seeds: nobody sees the difference, and exact bytes stay as they are."""
+    request = {**DIGITS, "count": 6, "seed": 11, "label": 3, "steps": 9}
+    jobs = [service.submit(**request, precision=precision) for precision in ("exact", "fast", "exact")]
+    queued = jobs[1]["model"]
+    assert (queued["precision"], queued["arithmetic"]) == ("fast", None)
+    done = [service.ended(job["id"]) for job in jobs]
+    assert [job["model"]["precision"] for job in done] == ["exact", "fast", "exact"]
+    assert [done[0]["model"]["arithmetic"], done[2]["model"]["arithmetic"]] == ["float32", "float32"]
+    assert done[1]["model"]["arithmetic"].split("-")[0] in {"float32", "bfloat16"}
+    pictures = [service.client.get(job["links"]["grid"]).content for job in done]
+    exact, fast = (np.asarray(Image.open(BytesIO(picture)), dtype=float) for picture in pictures[:2])
+    assert 10 * np.log10(255**2 / max(1e-9, np.square(exact - fast).mean())) >= 40
+    assert pictures[0] == pictures[2]
+    with Image.open(BytesIO(pictures[1])) as grid:
+        assert grid.info["precision"] == "fast"
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error(service: Service) -> None:
