@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from service.picture import Pixels
+
 Request = Mapping[str, object]
-Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 WAIT_SECONDS = 60
 

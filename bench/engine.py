@@ -6,11 +6,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.reference import Reference
 from bench.report import Figure, Findings
 from bench.timing import Timing, interleaved, speed
 from bench.workload import Network, Workbench
+from models.fast import gain
 from models.generate import UInt8Array
 from service.engine import Engine
 from service.policy import Flight
@@ -18,13 +20,14 @@ from service.sample import Precision
 
 BATCH = 8
 LARGEST_BATCH = 64
+MATRIX = 1024
 
 Sampling = Callable[[], UInt8Array]
 
 
 def measure(bench: Workbench) -> Findings:
     """Speeds against the reference, A/A control beside them, and how much the images differ."""
-    findings = Findings()
+    findings = Findings(figures=[_ceiling(bench)])
     for network in bench.networks:
         contestants, arithmetic = _contestants(bench, network)
         timings = interleaved(contestants, bench.rounds)
@@ -38,6 +41,15 @@ def measure(bench: Workbench) -> Findings:
             "against_exact": _fidelity(contestants),
         }
     return findings
+
+
+def _ceiling(bench: Workbench) -> Figure:
+    """What half precision can gain on this machine at the most: matrix products are nearly all that a network does."""
+    half = torch.float16 if bench.device.type == "cuda" else torch.bfloat16
+    factor = torch.randn(MATRIX, MATRIX, device=bench.device)
+    halved = factor.to(half)
+    value = gain(torch.matmul, lambda a, b: halved @ halved, factor, factor)
+    return Figure(name=f"this machine's matrix products: {str(half).removeprefix('torch.')} / float32", value=value)
 
 
 def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampling], dict[str, str]]:

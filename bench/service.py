@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-import numpy as np
 import torch
 
 from bench.client import Client
@@ -13,6 +12,7 @@ from bench.report import Figure, Findings
 from bench.running import Service, running
 from bench.timing import interleaved, speed
 from bench.workload import Network, Workbench
+from service.picture import Pixels
 
 TOGETHER = 16
 
@@ -66,12 +66,9 @@ def _at_once(bench: Workbench, network: Network, service: Service, details: dict
 
 
 def _request(network: Network, count: int) -> dict[str, object]:
-    dataset, D = network.name, 2048
-    return {"dataset": dataset, "D": D, "count": count, "steps": network.steps, "seed": 0, "label": 0}
+    return {"dataset": network.name, "D": 2048, "count": count, "steps": network.steps, "seed": 0, "label": 0}
 
 
-def _equal(
-    one: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", other: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]"
-) -> float:
+def _equal(one: Pixels, other: Pixels) -> float:
     """The share of equal bytes."""
     return float((one == other).mean())
