@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from bench.reference import Reference
 from bench.report import Figure, Findings
 from bench.timing import Timing, interleaved, speed
 from bench.workload import Network, Workbench
-from models.fast import gain
 from models.generate import UInt8Array
+from models.shapes import timed
 from service.engine import Engine
 from service.policy import Flight
 from service.sample import Precision
 
 BATCH = 8
 LARGEST_BATCH = 64
-MATRIX = 1024
 
 Sampling = Callable[[], UInt8Array]
 
@@ -43,13 +43,15 @@ def measure(bench: Workbench) -> Findings:
     return findings
 
 
+@torch.inference_mode()
 def _ceiling(bench: Workbench) -> Figure:
-    """What half precision can gain on this machine at the most: matrix products are nearly all that a network does."""
+    """What half precision can gain on this machine at the most: convolutions are nearly all that a network does."""
     half = torch.float16 if bench.device.type == "cuda" else torch.bfloat16
-    factor = torch.randn(MATRIX, MATRIX, device=bench.device)
-    halved = factor.to(half)
-    value = gain(torch.matmul, lambda a, b: halved @ halved, factor, factor)
-    return Figure(name=f"this machine's matrix products: {str(half).removeprefix('torch.')} / float32", value=value)
+    conv = nn.Conv2d(256, 256, 3, padding=1, device=bench.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.zeros(BATCH, 256, 16, 16, device=bench.device).to(memory_format=torch.channels_last)
+    seconds = timed(conv, [x])[1], timed(conv.to(half), [x.to(half)])[1]
+    name = f"this machine's convolutions: {str(half).removeprefix('torch.')} / float32"
+    return Figure(name=name, value=seconds[0] / seconds[1])
 
 
 def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampling], dict[str, str]]:
