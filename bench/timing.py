@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median, quantiles
+from statistics import median
+
+import numpy as np
 
 Act = Callable[[], object]
 
@@ -39,5 +41,4 @@ def speed(of: Sequence[float], against: Sequence[float]) -> float:
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
     """p50, p90 and p99."""
-    cuts = quantiles(values, n=100, method="inclusive")
-    return {f"p{p}": cuts[p - 1] for p in (50, 90, 99)}
+    return {f"p{p}": float(np.percentile(values, p)) for p in (50, 90, 99)}
