@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from service import __version__, metrics
 from service.catalogue import WorkerState
 from service.delivery import Delivery, insist, sampling_failed
-from service.engine import Engine, choose_device, use_threads
+from service.engine import Engine, choose_device, keep_memory, use_threads
 from service.inflight import Inflight, Share
 from service.kinds import kind_of
 from service.logs import get_logger
@@ -104,6 +104,7 @@ class Worker:
     async def _start_up(self) -> None:
         started = time.monotonic()
         settings = self.settings
+        keep_memory()
         use_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.store.prepare()
         self.engine = await self._loop.run_in_executor(self._computing, self._load)
