@@ -74,6 +74,7 @@ def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampling
         flight = Flight(model, precision)
         engine.prepare(precision)
         wait(engine.compiling)
+        engine.prepare(precision)  # takes what has been compiled
         contestants[name] = partial(_sampled, engine, flight, network.steps)
         arithmetic[name] = engine.arithmetic(flight)
     return contestants, arithmetic

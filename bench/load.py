@@ -27,7 +27,7 @@ JOBS: dict[Class, dict[str, int]] = {"short": {"count": 1, "steps": 5}, "long": 
 SHORTS_PER_LONG = 12
 LOADS = (0.4, 0.6, 0.8)
 JUDGED_LOAD = 0.8
-SECONDS = 45.0
+SECONDS = 30.0
 BURST_LONGS = 10
 
 
