@@ -25,7 +25,7 @@ class Client:
     """One connection to a service, of the standard library."""
 
     def __init__(self, url: str):
-        self._connection = http.client.HTTPConnection(urlsplit(url).netloc)
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=WAIT_SECONDS + 30)
         self._used = time.monotonic()
 
     def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> bytes:

@@ -24,6 +24,7 @@ from bench.running import running, until
 from bench.stores import exact_checkpoint
 from bench.timing import percentiles, speed
 from bench.workload import Workbench
+from service.embedded import die_with_parent
 
 MEMORY = Path("/dev/shm")
 """Where the service's files are, if it is there: disks take from 10 to 700 us to make a file, and a job makes three."""
@@ -127,10 +128,16 @@ def _yardstick() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         command = [sys.executable, "-m", __name__, str(listener.fileno())]
-        with subprocess.Popen(command, pass_fds=[listener.fileno()]) as process:
-            until(lambda: Client(url).ask("GET", "/"))
-            yield url
-            process.terminate()
+        with subprocess.Popen(
+            command,
+            pass_fds=[listener.fileno()],
+            preexec_fn=die_with_parent(),  # noqa: PLW1509
+        ) as process:
+            try:
+                until(lambda: Client(url).ask("GET", "/"))
+                yield url
+            finally:
+                process.terminate()
 
 
 def _memory_mb(pid: int) -> float:
