@@ -40,11 +40,11 @@ class Arrival:
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[Arrival]:
-    """Poisson arrivals, `rate` jobs a second for so long; one in each dozen and one is long, a random one."""
+    """Poisson arrivals of the mixture, `rate` jobs a second for so long; the first two are one of each class."""
     rng = np.random.default_rng(seed)
-    dozens = int(2 * rate * seconds / (SHORTS_PER_LONG + 1)) + 2
-    times = np.cumsum(rng.exponential(1 / rate, dozens * (SHORTS_PER_LONG + 1)))
-    are_long = rng.permuted(np.tile(np.arange(SHORTS_PER_LONG + 1) == 0, (dozens, 1)), axis=1).ravel()
+    times = np.cumsum(rng.exponential(1 / rate, int(2 * rate * seconds) + 10))
+    are_long = rng.random(len(times)) < 1 / (SHORTS_PER_LONG + 1)
+    are_long[:2] = True, False
     return [
         Arrival(float(at), "long" if is_long else "short")
         for at, is_long in zip(times, are_long, strict=True)

@@ -65,7 +65,7 @@ def test_arrivals_are_a_poisson_stream_of_the_mixture() -> None:
     assert gaps.mean() == pytest.approx(0.1, rel=0.07)
     assert gaps.std() == pytest.approx(0.1, rel=0.1)
     longs = sum(arrival.kind == "long" for arrival in stream)
-    assert longs == pytest.approx(len(stream) / (SHORTS_PER_LONG + 1), abs=1)
+    assert longs == pytest.approx(len(stream) / (SHORTS_PER_LONG + 1), rel=0.2)
     assert [arrival.kind for arrival in burst(2)].count("long") == 2
 
 
