@@ -41,6 +41,9 @@ def bench(
     wrong = [part for part in parts or () if part not in PARTS]
     if wrong:
         raise typer.BadParameter(f"there is no part {', '.join(wrong)}; there are: {', '.join(PARTS)}")
+    for path in filter(None, (output, plot)):
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"{path}: there is no directory {path.parent}")
     try:
         import torch
 

@@ -106,6 +106,14 @@ def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "bench.json").exists()
 
 
+@pytest.mark.parametrize("option", ["--output", "--plot"])
+def test_a_place_that_is_not_there_is_refused_before_anything_is_measured(tmp_path: Path, option: str) -> None:
+    refused = bench(tmp_path, "png", option, "nowhere/file")
+    assert refused.returncode == 2
+    assert "there is no directory nowhere" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "parts",
     [("png", "scheduler", "engine"), ("overhead",), ("start",), ("service",), ("workers",), ("load",)],
