@@ -55,7 +55,8 @@ def bench(
         workbench = Workbench(folder.resolve(), rounds, quick, torch.device(device))
         torch.empty(0, device=workbench.device)
     except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"the benchmarks need {error.name}: pip install -c constraints.txt '.[bench]'") from error
+        hint = "pip install -c constraints.txt '.[bench]'"
+        raise typer.BadParameter(f"the benchmarks need {error.name}: {hint}") from error
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from error
     report = Report(machine=machine(device), parts={})
