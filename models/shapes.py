@@ -23,6 +23,7 @@ SLOW_SECONDS = 1.0
 """No size beyond one that takes so long: it would hold up what else is waiting, and warming it up takes as long."""
 
 PATIENCE_SECONDS = 0.15
+"""For how long a quick network is timed again and again."""
 
 TURN_SECONDS = 0.001
 """About what a network call takes beside the network, in a worker that also claims and delivers."""
@@ -81,9 +82,9 @@ def steady_shapes(model: Model, largest: int, network: Network | None = None) ->
 
 
 @torch.inference_mode()
-def warm_up(model: Model, shapes: Shapes, network: Network | None = None) -> None:
+def warm_up(model: Model, shapes: Shapes) -> None:
     """Run the smallest size once: libraries make their kernels at the first call."""
-    (network or model.network)(*random_batch(model, shapes.sizes[0]))
+    model.network(*random_batch(model, shapes.sizes[0]))
 
 
 @torch.inference_mode()
