@@ -1,7 +1,5 @@
 """The bridge: two precisions of the same models, what is measured once, and compiled networks that take over."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -94,25 +92,6 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
     assert "not remembered for the next start" in printed
     assert "networks stay uncompiled" in printed
     assert sampled(engine, flight("fast"), [1]).shape == (1, 8, 8, 3)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="what is told is of glibc")
-def test_memory_is_kept_for_the_next_evaluation() -> None:
-    """Large tensors come and go without a page fault for every page of them: 25,600 of 100 MB."""
-    code = """
-import resource, torch
-from service.engine import keep_memory
-keep_memory()
-def faults():
-    for size in (25_000_000,):
-        torch.ones(size)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):  # until everything has found its place
-    faults()
-print(faults() - faults())
-"""
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert -int(told.stdout) < 1000
 
 
 def test_compiled_networks_take_over_when_all_are_there(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
