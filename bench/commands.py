@@ -24,6 +24,10 @@ PARTS = {
 }
 
 
+ON_DEVICE = {"engine", "scheduler"}
+"""The parts that run on --device; the others are of services on the CPU."""
+
+
 def bench(
     parts: Annotated[
         list[str] | None, typer.Argument(help=f"Any of {', '.join(PARTS)}; all if left out.", show_default=False)
@@ -44,6 +48,8 @@ def bench(
     for path in filter(None, (output, plot)):
         if not path.parent.is_dir():
             raise typer.BadParameter(f"{path}: there is no directory {path.parent}")
+        if path.is_dir():
+            raise typer.BadParameter(f"{path}: is a directory, and must be a file to write")
     try:
         import torch
 
@@ -53,7 +59,8 @@ def bench(
 
         torch.set_num_threads(1)
         workbench = Workbench(folder.resolve(), rounds, quick, torch.device(device))
-        torch.empty(0, device=workbench.device)
+        if ON_DEVICE & set(parts or PARTS):
+            torch.empty(0, device=workbench.device)
     except ModuleNotFoundError as error:
         hint = "pip install -c constraints.txt '.[bench]'"
         raise typer.BadParameter(f"the benchmarks need {error.name}: {hint}") from error

@@ -52,12 +52,14 @@ def measure(bench: Workbench) -> Findings:
 def _first_picture(folder: Path, network: Network) -> None:
     """Start the service, ask for one image, fetch it. What stops it is not timed by anybody but the clock."""
     service = Service(folder / "service", model_store=network.store, compile=False)
-    service.start()
-    client = Client(service.url)
-    job = client.run({"dataset": network.name, "D": 2048, "count": 1, "steps": network.steps, "seed": 0, "label": 0})
-    client.ask("GET", job["links"]["grid"])
-    service.process.kill()
-    service.process.wait()
+    try:
+        service.start()
+        client = Client(service.url)
+        request = {"dataset": network.name, "D": 2048, "count": 1, "steps": network.steps, "seed": 0, "label": 0}
+        client.ask("GET", client.run(request)["links"]["grid"])
+    finally:  # of a folder that is removed next nothing must be in use
+        service.process.kill()
+        service.process.wait()
 
 
 def _script(weights: Path, count: int, steps: int) -> float:

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 from pydantic import TypeAdapter
@@ -65,12 +65,13 @@ class CompiledNetwork(nn.Module):
 def compile_in_background(
     model: Model, network: nn.Module, way: Way, shapes: Shapes, cache: Path
 ) -> dict[int, Future[Network]]:
-    """For every batch size where it pays, the compiled network to come; what the cache holds is there at once.
+    """For every batch size where it pays, the compiled network to come.
 
-    `network` is the model's in that way, `shapes` its sizes. Another process compiles the rest, size after size, and
-    ends with this one. A future raises RuntimeError when there is no C++ compiler, or when compiling or loading fails.
-    A network that is no U-Net is not compiled: no sizes. On CUDA, torch.compile records graphs in a thread; nobody has
-    run that yet.
+    `network` is the model's in that way, `shapes` its sizes. A thread loads what the cache holds; another process
+    compiles the rest, one for all that share the cache, and ends with this one. A future raises RuntimeError when there
+    is no C++ compiler, or when compiling or loading fails. A network that is no U-Net is not compiled: no sizes. On
+    CUDA, torch.compile records graphs in a thread; nobody has run that yet. Raises OSError when the cache cannot be
+    written.
     """
     if not isinstance(network, EDMPrecond):
         return {}
@@ -78,19 +79,27 @@ def compile_in_background(
     programs: dict[int, Future[Network]] = {size: Future() for size in pays}
     if model.device.type == "cuda":
         threading.Thread(target=_graph, args=(model, network, programs), daemon=True).start()
-        return programs
-    cache.mkdir(parents=True, exist_ok=True)
-    missing = {}
-    for size in pays:
-        path = cache / f"{fingerprint(model.card, model.device, way, size)}.pt2"
+    elif pays:
+        cache.mkdir(parents=True, exist_ok=True)
+        paths = {size: cache / f"{fingerprint(model.card, model.device, way, size)}.pt2" for size in pays}
+        order = Order(make_of(model.card), way, torch.get_num_threads(), paths)
+        lock = (cache / "lock").open("w")
+        threading.Thread(target=_provide, args=(order, lock, network, programs), daemon=True).start()
+    return programs
+
+
+def _provide(order: "Order", lock: TextIO, network: nn.Module, programs: dict[int, Future[Network]]) -> None:
+    """Load the sizes of an order, and first have compiled what is missing once the lock is had."""
+    reason = ""
+    with lock:
+        if order.missing:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # meanwhile others may have made some
+            reason = _compiled_elsewhere(order._replace(paths=order.missing)) if order.missing else ""
+    for size, path in order.paths.items():
         if path.exists():
             _fulfil(programs[size], path, network)
         else:
-            missing[size] = path
-    if missing:
-        order = Order(make_of(model.card), way, torch.get_num_threads(), missing)
-        threading.Thread(target=_follow, args=(_start(order), network, order, programs), daemon=True).start()
-    return programs
+            programs[size].set_exception(RuntimeError(f"no compiled network for batches of {size}: {reason}"))
 
 
 def _fulfil(program: Future[Network], path: Path, network: nn.Module) -> None:
@@ -117,50 +126,37 @@ class Order(NamedTuple):
     threads: int
     paths: dict[int, Path]
 
+    @property
+    def missing(self) -> dict[int, Path]:
+        return {size: path for size, path in self.paths.items() if not path.exists()}
 
-def _start(order: Order) -> subprocess.Popen[str]:
-    """A process that prints each size when it is compiled, or why it could not be; it ends when its input does."""
-    process = subprocess.Popen(
+
+def _compiled_elsewhere(order: Order) -> str:
+    """Have a process compile an order; why it could not, or "". The process ends when its input does."""
+    with subprocess.Popen(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-    )
-    print(TypeAdapter(Order).dump_json(order).decode(), file=process.stdin, flush=True)
-    return process
-
-
-def _follow(
-    process: subprocess.Popen[str], network: nn.Module, order: Order, programs: dict[int, Future[Network]]
-) -> None:
-    """Fulfil the futures as the process reports."""
-    reason = "the compiling process died"
-    with process:
-        for line in process.stdout or ():
-            report = line.strip()
-            if report.isdecimal():
-                _fulfil(programs[int(report)], order.paths[int(report)], network)
-            else:
-                reason = report
-    for size in order.paths:
-        if not programs[size].done():
-            programs[size].set_exception(RuntimeError(f"no compiled network for batches of {size}: {reason}"))
+    ) as process:
+        print(TypeAdapter(Order).dump_json(order).decode(), file=process.stdin, flush=True)
+        reason = process.stdout.read().strip() if process.stdout else ""
+    return reason or ("the compiling process died" if process.returncode else "")
 
 
 def main() -> None:
-    """Compile the order on standard input, yielding to everything else on the machine."""
-    reports = os.fdopen(os.dup(1), "w", buffering=1)
+    """Compile the order on standard input, yielding to everything else on the machine; says why it could not."""
+    report = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     os.nice(19)
     order = TypeAdapter(Order).validate_json(sys.stdin.readline())
     threading.Thread(target=_end_with_input, daemon=True).start()
     try:
-        for size in _compile(order):
-            print(size, file=reports)
+        _compile(order)
     except Exception as error:
-        print(str(error).strip().splitlines()[-1], file=reports)
+        print(str(error).strip().splitlines()[-1], file=report)
         raise
 
 
@@ -170,24 +166,19 @@ def _end_with_input() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _compile(order: Order) -> Iterator[int]:
-    """Compile size after size, one process at a time; yields each when its file is there."""
-    folder = next(iter(order.paths.values())).parent
-    scratch = folder / "scratch"
+def _compile(order: Order) -> None:
+    """Compile size after size."""
+    scratch = next(iter(order.paths.values())).with_name("scratch")
     compiler = os.environ.get("CXX", "g++")  # as Inductor has it, which would find out half a minute later
     if shutil.which(compiler) is None:
         raise FileNotFoundError(f"there is no C++ compiler {compiler}")
     os.environ |= {"TORCHINDUCTOR_CACHE_DIR": str(scratch), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     torch.set_num_threads(order.threads)
     model, network = _blank(order)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for size, path in order.paths.items():
-            if not path.exists():
-                _package(network, random_batch(model, size), scratch / "network.pt2")
-                os.replace(scratch / "network.pt2", path)
-            yield size
-        shutil.rmtree(scratch, ignore_errors=True)
+    for size, path in order.paths.items():
+        _package(network, random_batch(model, size), scratch / "network.pt2")
+        os.replace(scratch / "network.pt2", path)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _blank(order: Order) -> tuple[Model, nn.Module]:

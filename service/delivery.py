@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from service import metrics
 from service.inflight import Share
-from service.job import TIMINGS, Job, JobError
+from service.job import Job, JobError
 from service.logs import get_logger
 from service.queue import Batch, Completion, JobReport, Queue, Report
 from service.store import LocalStore
@@ -154,9 +154,14 @@ class Delivery:
 
     async def _complete(self, batch: Batch, stored: Sequence[Stored]) -> Completion:
         """Report shares of a batch to the queue."""
+        return await insist(lambda: self.queue.complete(batch, self._report(batch, stored)))
+
+    def _report(self, batch: Batch, stored: Sequence[Stored]) -> Report:
+        now = time.monotonic()
         jobs = {
             each.share.job_id: JobReport(
-                timings=_timings(each.share),
+                began_ms_ago=1000 * (now - each.share.started),
+                sampled_ms_ago=1000 * (now - each.share.sampled),
                 images=each.share.widest,
                 arithmetic=each.share.arithmetic,
                 labels=each.labels,
@@ -164,8 +169,7 @@ class Delivery:
             )
             for each in stored
         }
-        report = Report(checkpoint=self._checkpoint(batch.model), jobs=jobs)
-        return await insist(lambda: self.queue.complete(batch, report))
+        return Report(checkpoint=self._checkpoint(batch.model), jobs=jobs)
 
     async def _give_up(self, share: Share, error: JobError) -> None:
         """Give back what cannot be done here; its job is tried again, or fails."""
@@ -180,12 +184,6 @@ class Delivery:
 
 def _batch_id(stored: Stored) -> str:
     return stored.share.batch.id
-
-
-def _timings(share: Share) -> dict[str, float]:
-    """Where the time of a share went so far, in milliseconds."""
-    seconds = (share.started - share.claimed, share.sampled - share.started, time.monotonic() - share.sampled)
-    return {name: 1000 * each for name, each in zip(TIMINGS, seconds, strict=True)}
 
 
 def sampling_failed(error: Exception) -> JobError:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -28,7 +29,7 @@ SOLVERS = ("heun",)
 
 Finding = TypeVar("Finding")
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 2**30
 
 Programs = dict[int, Future[Network]]
@@ -87,9 +88,11 @@ class Engine:
         self._arithmetic[flight] = "float32"
         log.info("checkpoint loaded", model=flight.model, batch_sizes=list(shapes.sizes), file=path.name)
 
-    def _found(self, model: Model, kind: type[Finding], find: Callable[[Model, int], Finding]) -> Finding:
+    def _found(
+        self, model: Model, kind: type[Finding], find: Callable[[Model, int], Finding], *about: object
+    ) -> Finding:
         """What is known of all models of one make, or is found out now."""
-        key = fingerprint(model.card, model.device, kind.__name__, self._largest_batch)
+        key = fingerprint(model.card, model.device, kind.__name__, self._largest_batch, *about)
         found = self._memory.recall(key, kind)
         if found is None:
             found = find(model, self._largest_batch)
@@ -128,7 +131,7 @@ class Engine:
 
     def evaluated(self, flight: Flight, images: int) -> int:
         """How many images the network sees when it is asked for so many: those and what fills the batch up."""
-        return sum(self._generator(flight).shapes.cut(images))
+        return sum(self._generators[flight].shapes.cut(images))
 
     def walk(
         self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str
@@ -138,7 +141,7 @@ class Engine:
 
     def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
         """Take walks of one flight, made by this engine, an evaluation further in one network call."""
-        self._generator(flight).evaluate(cast("Sequence[models.generate.Walk]", walks))
+        self._generators[flight].evaluate(cast("Sequence[models.generate.Walk]", walks))
         self._keep_pace()
 
     def _keep_pace(self) -> None:
@@ -153,6 +156,7 @@ class Engine:
         return self._generators[Flight(model, "exact")]
 
     def _generator(self, flight: Flight) -> Generator:
+        """What runs a flight from now on, prepared if need be, and compiled as soon as that is done."""
         if flight not in self._generators:
             self._prepare_fast(flight)
         programs = self._compiling.get(flight, {})
@@ -183,7 +187,7 @@ class Engine:
 
     def network(self, flight: Flight) -> nn.Module:
         """The network of a flight, as it is run now."""
-        return self._generator(flight).model.network
+        return self._generators[flight].model.network
 
     def _take_compiled(self, flight: Flight, programs: Programs) -> None:
         """Run the sizes that could be compiled so, and measure anew which are worth what."""
@@ -194,7 +198,8 @@ class Engine:
         if compiled:
             model = self._generators[flight].model
             network = CompiledNetwork(model.network, compiled)
-            shapes = timed_shapes(model, self._largest_batch, network)
+            find = partial(timed_shapes, network=network)
+            shapes = self._found(model, Shapes, find, self._arithmetic[flight], sorted(compiled))
             self._generators[flight] = Generator(replace(model, network=network), shapes)
             self._arithmetic[flight] += "-compiled"
             log.info("compiled network ready", model=flight.model, batch_sizes=sorted(compiled))
@@ -229,12 +234,14 @@ def keep_memory() -> None:
     """Let this process keep what memory it frees, for the next evaluation needs it again.
 
     The C library (glibc) would give it back, and getting it anew, page by page, took up to a tenth of the time of a
-    worker (digits, 64 images: 300,000 page faults in 5 s, and hardly any since).
+    worker (digits, 64 images: 300,000 page faults in 5 s, and hardly any since). All threads share one arena, for
+    those of other threads than the first end at 64 MiB. To be called before there are threads.
     """
     with suppress(AttributeError):  # other C libraries have no such call
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_ARENA_MAX, 1)
 
 
 def use_threads(threads: int) -> None:

@@ -23,7 +23,6 @@ class Share:
     kind: Kind[Request, object]
     request: Request
     cohorts: "list[Cohort]" = field(default_factory=list)
-    claimed: float = field(default_factory=time.monotonic)
     started: float = 0.0
     sampled: float = 0.0
     evaluations_done: int = 0
@@ -174,12 +173,13 @@ class Inflight:
 
     def _evaluate(self, chosen: Sequence[Cohort], shares: Sequence[Share]) -> None:
         """One network call."""
-        started, flight = time.monotonic(), chosen[0].flight
-        images = sum([cohort.images for cohort in chosen])
+        flight, images = chosen[0].flight, sum([cohort.images for cohort in chosen])
+        walks = [cohort.walk or _begun(cohort, self.engine) for cohort in chosen]
+        started = time.monotonic()
         for share in shares:
             share.started = share.started or started
             share.widest = max(share.widest, images)
-        self.engine.evaluate(flight, [cohort.walk or _begun(cohort, self.engine) for cohort in chosen])
+        self.engine.evaluate(flight, walks)
         seconds = time.monotonic() - started
         for cohort in chosen:
             cohort.remaining -= 1

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, Field
 
 Status = Literal["queued", "running", "succeeded", "failed"]
-TIMINGS = ("batch_wait_ms", "sampling_ms", "encoding_ms")
 
 
 class Part(NamedTuple):
@@ -30,12 +29,12 @@ class Progress(BaseModel):
 
 
 class Latency(BaseModel):
-    """Where the time of a finished job went; of several batches, the sum."""
+    """Where the time of a finished job went; the four stages add up to the total."""
 
     queue_seconds: float = Field(description="From submission until a worker claimed it.")
-    batch_wait_seconds: float = Field(description="Claimed, until its batch began to be sampled.")
-    sampling_seconds: float = Field(description="The network and the solver.")
-    encoding_seconds: float = Field(description="Writing images and grid.")
+    batch_wait_seconds: float = Field(description="Claimed, until its images began to be sampled.")
+    sampling_seconds: float = Field(description="From the first network call for its images to the last.")
+    encoding_seconds: float = Field(description="Writing images and grid, to the end.")
     total_seconds: float = Field(description="From submission to end.")
     evaluations: int = Field(description="Network evaluations of each image.")
     batch_images: int = Field(description="Images in the largest batch that carried it.")
@@ -103,9 +102,9 @@ class Job:
     """Network evaluations of each image."""
     done: int
     attempts: int
-    submitted_ms: int
-    started_ms: int | None
-    finished_ms: int | None
+    submitted_ms: float
+    started_ms: float | None
+    finished_ms: float | None
     place: int
     fields: Mapping[str, str]
     """The hash in Redis, for what only a view needs."""
@@ -121,9 +120,9 @@ class Job:
             evaluations=int(fields["evaluations"]),
             done=int(fields["done"]),
             attempts=int(fields["attempts"]),
-            submitted_ms=int(fields["submitted_ms"]),
-            started_ms=int(fields["started_ms"]) if "started_ms" in fields else None,
-            finished_ms=int(fields["finished_ms"]) if "finished_ms" in fields else None,
+            submitted_ms=float(fields["submitted_ms"]),
+            started_ms=float(fields["started_ms"]) if "started_ms" in fields else None,
+            finished_ms=float(fields["finished_ms"]) if "finished_ms" in fields else None,
             place=place,
             fields=fields,
         )
@@ -159,13 +158,14 @@ class Job:
         """The breakdown; None before the end, and for a job that never ran."""
         if self.finished_ms is None or self.started_ms is None:
             return None
-        batch_wait, sampling, encoding = (float(self.fields.get(name, 0)) / 1000 for name in TIMINGS)
-        total = (self.finished_ms - self.submitted_ms) / 1000
+        # What failed may never have been sampled.
+        began, sampled = (float(self.fields.get(name, self.finished_ms)) for name in ("began_ms", "sampled_ms"))
+        total = _seconds(self.submitted_ms, self.finished_ms)
         return Latency(
-            queue_seconds=(self.started_ms - self.submitted_ms) / 1000,
-            batch_wait_seconds=round(batch_wait, 6),
-            sampling_seconds=round(sampling, 6),
-            encoding_seconds=round(encoding, 6),
+            queue_seconds=_seconds(self.submitted_ms, self.started_ms),
+            batch_wait_seconds=_seconds(self.started_ms, began),
+            sampling_seconds=_seconds(began, sampled),
+            encoding_seconds=_seconds(sampled, self.finished_ms),
             total_seconds=total,
             evaluations=self.evaluations,
             batch_images=int(self.fields.get("batch_images", 0)),
@@ -204,6 +204,10 @@ class Job:
         )
 
 
-def moment(ms: int) -> datetime:
+def _seconds(from_ms: float, to_ms: float) -> float:
+    return round((to_ms - from_ms) / 1000, 6)
+
+
+def moment(ms: float) -> datetime:
     """Milliseconds since 1970 as a time in UTC."""
     return datetime.fromtimestamp(ms / 1000, UTC)

@@ -57,7 +57,10 @@ class EmptyHandsNeeded(Exception):
 class JobReport(BaseModel):
     """What a worker says of what it computed of one job."""
 
-    timings: dict[str, float]
+    began_ms_ago: float
+    """When the first network call of its images began."""
+    sampled_ms_ago: float
+    """When the last one ended."""
     images: int
     arithmetic: str
     labels: dict[int, str]
@@ -206,7 +209,7 @@ class Queue:
         lane, text, is_alone, leaves_more, *rest = answer
         jobs = _rows(rest, 3)
         requests = {job_id: request for job_id, request, _ in jobs}
-        submitted = {job_id: int(ms) / 1000 for job_id, _, ms in jobs}
+        submitted = {job_id: float(ms) / 1000 for job_id, _, ms in jobs}
         return Batch(batch_id, lane, _parts(text), requests, submitted, bool(is_alone), bool(leaves_more))
 
     async def renew(self, done: Mapping[str, Mapping[str, int]]) -> Renewal:

@@ -74,7 +74,7 @@ class SampleRequest(BaseModel):
     precision: Precision | None = Field(
         None,
         description="exact: float32, the same bytes on the same kind of device. fast: as quick as the device allows, "
-        "with a difference nobody can see. The service's default if left out.",
+        "with a difference nobody can see. The service's default if left out or null.",
     )
     count: int = Field(1, ge=1, description="Images.")
     seed: Seed | None = Field(None, description="Image k has seed + k; drawn if left out.")

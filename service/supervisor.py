@@ -216,7 +216,10 @@ class Supervisor:
                 try:
                     response = await client.get("/readyz")
                     if response.status_code == httpx.codes.OK:
-                        log.info("ready", url=url, seconds=round(time.monotonic() - started, 1), **response.json())
+                        found = response.json()
+                        workers = f"{found['workers']} of {self.settings.workers}"
+                        seconds = round(time.monotonic() - started, 1)
+                        log.info("ready", url=url, seconds=seconds, models=found["models"], workers=workers)
                         return
                 except httpx.HTTPError:
                     pass

@@ -35,6 +35,7 @@ from service.problems import (
 QUEUE_RETRY_SECONDS = 2
 BODY_SECONDS = 30
 MOST_WAIT_SECONDS = 60
+QUALITY = re.compile(r"q=[01](\.[0-9]{0,3})?")
 WHOLE_NUMBER = re.compile(r"[0-9]{1,9}")
 
 PREFER_WAIT = {
@@ -92,9 +93,17 @@ def preferred_wait(request: Request) -> int | None:
 
 
 def prefers_picture(request: Request) -> bool:
-    """Whether the client accepts PNG and does not say that JSON would do as well."""
-    kinds = {each.partition(";")[0].strip().lower() for each in request.headers.get("accept", "").split(",")}
-    return "image/png" in kinds and "application/json" not in kinds
+    """Whether the client accepts PNG, and JSON less."""
+    return _weight(request, "image/png") > _weight(request, "application/json")
+
+
+def _weight(request: Request, kind: str) -> float:
+    """How much the client likes a media type that it names, from 0 to 1."""
+    for each in request.headers.get("accept", "").lower().split(","):
+        name, *parameters = (word.strip() for word in each.split(";"))
+        if name == kind:
+            return next((float(word[2:]) for word in parameters if QUALITY.fullmatch(word)), 1.0)
+    return 0.0
 
 
 @contextmanager

@@ -323,8 +323,27 @@ async def test_an_answer_can_be_the_picture(client: httpx.AsyncClient, queue: Qu
     grid = await client.get(f"{response.headers['location']}/grid.png")
     for name in ("etag", "server-timing", "cache-control"):
         assert response.headers[name] == grid.headers[name]
-    both = asked | {"Accept": "application/json, image/png", "Prefer": "wait=0"}
-    assert (await client.post("/v1/samples", json=GOOD, headers=both)).json()["status"] == "queued"
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(
+    ("accept", "is_picture"),
+    [
+        ("image/png", True),
+        ("IMAGE/PNG; q=0.9, application/json;q=0.5", True),
+        ("application/json, image/png", False),
+        ("application/json, image/png;q=0.9", False),
+        ("image/png;q=0", False),
+        ("*/*", False),
+    ],
+)
+async def test_the_picture_is_for_those_that_like_it_better(
+    client: httpx.AsyncClient, queue: Queue, settings: Settings, accept: str, is_picture: bool
+) -> None:
+    working = asyncio.create_task(work(queue, settings))
+    response = await client.post("/v1/samples", json=GOOD, headers={"Prefer": "wait=60", "Accept": accept})
+    await working
+    assert response.headers["content-type"] == ("image/png" if is_picture else "application/json")
 
 
 @pytest.mark.usefixtures("offered")

@@ -111,6 +111,9 @@ def test_a_place_that_is_not_there_is_refused_before_anything_is_measured(tmp_pa
     refused = bench(tmp_path, "png", option, "nowhere/file")
     assert refused.returncode == 2
     assert "there is no directory nowhere" in refused.stderr
+    refused = bench(tmp_path, "png", option, ".")
+    assert refused.returncode == 2
+    assert "is a directory" in refused.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,7 @@
 """The bridge: two precisions of the same models, what is measured once, and compiled networks that take over."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -92,6 +94,31 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
     assert "not remembered for the next start" in printed
     assert "networks stay uncompiled" in printed
     assert sampled(engine, flight("fast"), [1]).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is told is of glibc")
+def test_memory_is_kept_for_the_next_evaluation() -> None:
+    """In the thread that computes, evaluations come and go with hardly a page fault."""
+    code = """
+import resource, threading, torch
+from models.card import SHIPPED
+from models.checkpoint import load
+from models.shapes import random_batch
+from service.engine import keep_memory
+keep_memory()
+model = load(SHIPPED / "digits-d2048.safetensors", torch.device("cpu"))
+@torch.inference_mode()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        model.network(*random_batch(model, 64))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+thread = threading.Thread(target=lambda: print(*(faults() for _ in range(3))))
+thread.start()
+thread.join()
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(told.stdout.split()[-1]) < 100  # else some 8,000
 
 
 def test_compiled_networks_take_over_when_all_are_there(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

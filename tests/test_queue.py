@@ -53,7 +53,8 @@ def report(batch: Batch, *written: str, jobs: Sequence[str] = ()) -> Report:
         checkpoint="f" * 64,
         jobs={
             job_id: JobReport(
-                timings={"batch_wait_ms": 1.0, "sampling_ms": 20.0, "encoding_ms": 3.0},
+                began_ms_ago=23.0,
+                sampled_ms_ago=3.0,
                 images=batch.images,
                 arithmetic="float32",
                 labels={part.start: json.dumps([7] * part.length) for part in parts},
@@ -121,8 +122,22 @@ async def test_a_job_goes_from_queued_to_succeeded(queue: Queue) -> None:
     assert (job.status, job.done, job.labels) == ("succeeded", 3, [7, 7, 7])
     latency = job.latency()
     assert latency is not None
-    assert (latency.sampling_seconds, latency.batch_images, latency.evaluations) == (0.02, 3, 35)
+    assert latency.sampling_seconds == pytest.approx(0.02, abs=1e-5)
+    assert (latency.batch_images, latency.evaluations) == (3, 35)
     await audit(queue)
+
+
+async def test_the_stages_of_a_job_add_up_whoever_computed_it(queue: Queue) -> None:
+    """Two workers at once: sampling lasts from the first call of either to the last, and is not counted twice."""
+    job_id = await submit(queue, 3)
+    first, second = await claim(queue, room=2), await claim(queue)
+    await ended(queue, first, job_id)
+    assert await ended(queue, second, job_id) == [job_id]
+    latency = (await job_of(queue, job_id)).latency()
+    assert latency is not None
+    stages = latency.queue_seconds, latency.batch_wait_seconds, latency.sampling_seconds, latency.encoding_seconds
+    assert sum(stages) == pytest.approx(latency.total_seconds, abs=1e-5)
+    assert 0.02 < latency.sampling_seconds < 0.02 + latency.total_seconds
 
 
 async def test_repeated_calls_answer_as_the_first(queue: Queue) -> None:

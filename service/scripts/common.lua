@@ -20,7 +20,7 @@ local function now_us()
 end
 
 local function now()
-  return math.floor(now_us() / 1000)
+  return now_us() / 1000
 end
 
 local function model_of(lane)

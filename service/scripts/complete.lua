@@ -1,8 +1,8 @@
 -- Record the images of some jobs of a batch, all or nothing: a batch that was given back is refused, and so is a job
 -- that would end before its result is written. The batch ends with its last job. A repeated call answers as the first.
 -- Returns {"stale"}, {"write", job, ...} or {"done", ended job, its record, ...}.
--- ARGV: batch, retention [ms], report: {checkpoint, jobs: {job: {timings: {name: ms}, images, arithmetic,
---       is_written, labels: {start: text}}}}
+-- ARGV: batch, retention [ms], report: {checkpoint, jobs: {job: {began_ms_ago, sampled_ms_ago, images,
+--       arithmetic, is_written, labels: {start: text}}}}
 local batch, report = ARGV[1], cjson.decode(ARGV[3])
 local key = P .. 'batch:' .. batch
 local batch_record = redis.call('HMGET', key, 'parts', 'delivered')
@@ -32,13 +32,15 @@ if #unwritten > 1 then return unwritten end
 local t, delivered = now(), {}
 for id, images in pairs(share) do
   local job_key, of_job = P .. 'job:' .. id, report.jobs[id]
-  local job = redis.call('HMGET', job_key, 'status', 'count', 'evaluations', 'batch_images')
+  local job = redis.call('HMGET', job_key, 'status', 'count', 'evaluations', 'batch_images', 'began_ms', 'sampled_ms')
   delivered[#delivered + 1] = id
   if is_open(job[1]) then
     for _, start in ipairs(starts[id]) do
       redis.call('HSET', job_key, 'labels:' .. start, of_job.labels[tostring(start)])
     end
-    for name, ms in pairs(of_job.timings) do redis.call('HINCRBYFLOAT', job_key, name, ms) end
+    local began, sampled = t - of_job.began_ms_ago, t - of_job.sampled_ms_ago
+    redis.call('HSET', job_key, 'began_ms', math.min(began, tonumber(job[5] or began)),
+      'sampled_ms', math.max(sampled, tonumber(job[6] or sampled)))
     redis.call('HSET', job_key, 'checkpoint', report.checkpoint, 'arithmetic', of_job.arithmetic,
       'batch_images', math.max(of_job.images, tonumber(job[4] or '0')))
     redis.call('HDEL', job_key, 'progress:' .. batch)

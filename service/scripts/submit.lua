@@ -12,7 +12,7 @@ local t = now_us()
 local score = t + evaluations * ARGV[8]
 redis.call('HSET', key, 'kind', ARGV[2], 'lane', lane, 'status', 'queued', 'request', ARGV[6],
   'count', count, 'evaluations', evaluations, 'queued', '0:' .. count, 'done', 0, 'attempts', 1,
-  'score', score, 'submitted_ms', math.floor(t / 1000))
+  'score', score, 'submitted_ms', t / 1000)
 redis.call('HINCRBY', P .. 'load', 'evaluations', count * evaluations)
 redis.call('ZADD', P .. 'lane:' .. lane, score, id)
 redis.call('HINCRBY', P .. 'lane-images', lane, count)

@@ -36,13 +36,9 @@ def started(model: Model, cache: Path) -> Future[Network]:
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_compiled_network_gives_the_estimates_of_each_model_of_its_make(tmp_path: Path) -> None:
-    """Compiled once, with no weights in it: the second model finds the first one's code, at once."""
-    first, second = small(tmp_path, 1.0), small(tmp_path, 2.0)
-    pending = started(first, tmp_path / "cache")
-    pending.result(timeout=500)
-    done = started(second, tmp_path / "cache")
-    assert done.done()
-    for model, program in ((first, pending.result()), (second, done.result())):
+    """Compiled once, with no weights in it: the second model waits for the first one's code."""
+    both = [(model, started(model, tmp_path / "cache")) for model in (small(tmp_path, 1.0), small(tmp_path, 2.0))]
+    for model, program in [(model, pending.result(timeout=500)) for model, pending in both]:
         batch = random_batch(model, SIZE)
         with torch.inference_mode():
             assert relative_error(program(*batch), model.network(*batch)) < 1e-5
@@ -52,7 +48,7 @@ def test_a_compiled_network_gives_the_estimates_of_each_model_of_its_make(tmp_pa
     (code,) = (tmp_path / "cache").glob("*.pt2")
     code.write_bytes(b"no code")
     with pytest.raises(RuntimeError, match=f"{code}: cannot be loaded"):
-        started(first, tmp_path / "cache").result(timeout=110)
+        started(model, tmp_path / "cache").result(timeout=110)
 
 
 def test_without_a_compiler_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
