@@ -12,7 +12,7 @@ from PIL import Image
 from bench.reference import Reference
 from models.card import Card, UNetOptions
 from models.checkpoint import Model
-from models.unet import EDMPrecond
+from models.precond import Denoiser
 
 
 def save_weights(model: Model, path: Path) -> None:
@@ -26,7 +26,7 @@ def main(weights: Path, count: int, steps: int, picture: Path) -> None:
     saved = torch.load(weights)
     card = Card.model_validate(saved["card"])
     assert isinstance(card.architecture, UNetOptions)
-    network = EDMPrecond(card.architecture, card.resolution, card.channels, len(card.classes))
+    network = Denoiser(card.architecture, card.resolution, card.channels, len(card.classes))
     network.model.init_weights()
     network.load_state_dict(saved["tensors"])
     network.requires_grad_(False).eval()

@@ -15,8 +15,8 @@ from models.card import Card
 from models.checkpoint import Model
 from models.generate import UInt8Array, chosen_labels, to_uint8
 from models.kernel import prior
+from models.precond import Denoiser
 from models.sampler import noise_levels
-from models.unet import EDMPrecond
 
 
 class Reference:
@@ -56,10 +56,8 @@ class Reference:
 
 def _plain(network: nn.Module, x: Tensor, sigma: Tensor, one_hot: Tensor | None) -> Tensor:
     """The denoiser, its preconditioning (EDM, table 1) without a change of layout."""
-    if not isinstance(network, EDMPrecond):
+    if not isinstance(network, Denoiser):
         return network(x, sigma, one_hot)  # type: ignore[no-any-return]
-    x, sigma, s = x.to(torch.float32), sigma.to(torch.float32), network.sigma_data
-    level = sigma[:, None, None, None]
-    variance = level.square() + s**2
-    F_x = network.model(variance.rsqrt() * x, sigma.log() / 4, one_hot)
-    return s**2 / variance * x + level * s * variance.rsqrt() * F_x  # type: ignore[no-any-return]
+    x = x.to(torch.float32)
+    c_skip, c_out, c_in, c_noise = network.coefficients(sigma.to(torch.float32))
+    return c_skip * x + c_out * network.model(c_in * x, c_noise, one_hot)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ import torch
 
 from models.card import Card, ExactOptions, UNetOptions
 from models.checkpoint import save
-from models.unet import EDMPrecond
+from models.precond import Denoiser
 
 
 def exact_checkpoint(store: Path, D: float, dataset: str = "points", classes: int = 2, examples: int = 4) -> Path:
@@ -46,7 +46,7 @@ def untrained_checkpoint(store: Path, card: Card = CIFAR10) -> Path:
     """A checkpoint of a network with random weights, which takes as long as a trained one."""
     torch.manual_seed(0)
     assert isinstance(card.architecture, UNetOptions)
-    network = EDMPrecond(card.architecture, card.resolution, card.channels, len(card.classes))
+    network = Denoiser(card.architecture, card.resolution, card.channels, len(card.classes))
     network.model.init_weights()
     with torch.no_grad():
         for weight in (each for each in network.parameters() if each.dim() > 1):

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator, model_validator
 from pydantic.functional_validators import BeforeValidator
@@ -50,21 +50,56 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class UNetOptions(_Frozen):
-    """The published options of DDPM++ and NCSN++ (Song et al., 2021, as configured in EDM, table 1)."""
+class EDM(_Frozen):
+    """The preconditioning of Karras et al. (2022)."""
 
-    network: Literal["unet"] = "unet"
-    model_channels: int = Field(128, ge=4, le=4096)
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    num_blocks: int = Field(4, ge=1, le=64)
-    attn_resolutions: tuple[int, ...] = (16,)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    embedding: Literal["positional", "fourier"] = "positional"
-    encoder: Literal["standard", "residual"] = "standard"
-    channel_mult_noise: int = Field(1, ge=1, le=16)
-    resample_filter: tuple[int, ...] = (1, 1)
-    augment_dim: int = Field(0, ge=0, le=1024)
+    kind: Literal["edm"] = "edm"
     sigma_data: float = Field(0.5, gt=0, allow_inf_nan=False)
+
+
+class VP(_Frozen):
+    """That of a variance-preserving process in continuous time (Song et al., 2021)."""
+
+    kind: Literal["vp"] = "vp"
+    beta_d: float = Field(19.9, gt=0, allow_inf_nan=False)
+    beta_min: float = Field(0.1, gt=0, allow_inf_nan=False)
+    M: int = Field(1000, ge=2, le=10**6)
+    epsilon_t: float = Field(1e-5, gt=0, lt=1)
+
+
+class VE(_Frozen):
+    """That of a variance-exploding process (Song et al., 2021)."""
+
+    kind: Literal["ve"] = "ve"
+
+
+class IDDPM(_Frozen):
+    """That of a process in discrete time (Nichol and Dhariwal, 2021)."""
+
+    kind: Literal["iddpm"] = "iddpm"
+    C_1: float = Field(0.001, gt=0, lt=1)
+    C_2: float = Field(0.008, gt=0, lt=1)
+    M: int = Field(1000, ge=2, le=10**6)
+
+
+class _Network(_Frozen):
+    """What the options of all U-Nets share."""
+
+    model_channels: int = Field(ge=4, le=4096)
+    channel_mult: tuple[int, ...]
+    num_blocks: int = Field(ge=1, le=64)
+    attn_resolutions: tuple[int, ...]
+    dropout: float = Field(0.0, ge=0, lt=1)
+    augment_dim: int = Field(0, ge=0, le=1024)
+    precond: EDM | VP | VE | IDDPM = Field(EDM(), discriminator="kind")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sigma_data_of_old_cards(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "sigma_data" in data:
+            data = dict(data)
+            data["precond"] = {"kind": "edm", "sigma_data": data.pop("sigma_data")}
+        return data
 
     @field_validator("channel_mult")
     @classmethod
@@ -73,12 +108,45 @@ class UNetOptions(_Frozen):
             raise ValueError("must be 1 to 12 numbers from 1 to 64")
         return mult
 
+
+class UNetOptions(_Network):
+    """The published options of DDPM++ and NCSN++ (Song et al., 2021, as configured in EDM, table 1)."""
+
+    network: Literal["unet"] = "unet"
+    model_channels: int = Field(128, ge=4, le=4096)
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    num_blocks: int = Field(4, ge=1, le=64)
+    attn_resolutions: tuple[int, ...] = (16,)
+    embedding: Literal["positional", "fourier"] = "positional"
+    encoder: Literal["standard", "residual"] = "standard"
+    channel_mult_noise: int = Field(1, ge=1, le=16)
+    resample_filter: tuple[int, ...] = (1, 1)
+
     @field_validator("resample_filter")
     @classmethod
     def _even_filter(cls, resample_filter: tuple[int, ...]) -> tuple[int, ...]:
         if not resample_filter or len(resample_filter) % 2 or sum(resample_filter) == 0:
             raise ValueError("must have an even number of taps that do not cancel")
         return resample_filter
+
+
+class ADMOptions(_Network):
+    """The published options of ADM (Dhariwal and Nichol, 2021, as configured in EDM, table 1)."""
+
+    HEAD_CHANNELS: ClassVar[int] = 64
+    network: Literal["adm"] = "adm"
+    model_channels: int = Field(192, ge=64, le=4096)
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult_emb: int = Field(4, ge=1, le=16)
+    num_blocks: int = Field(3, ge=1, le=64)
+    attn_resolutions: tuple[int, ...] = (32, 16, 8)
+
+    @field_validator("model_channels")
+    @classmethod
+    def _whole_heads(cls, channels: int) -> int:
+        if channels % cls.HEAD_CHANNELS:
+            raise ValueError(f"must be a multiple of {cls.HEAD_CHANNELS}, the channels of an attention head")
+        return channels
 
 
 class ExactOptions(_Frozen):
@@ -98,7 +166,7 @@ class Card(_Frozen):
     resolution: int = Field(ge=1, le=4096)
     channels: Literal[1, 3]
     classes: tuple[str, ...] = ()
-    architecture: UNetOptions | ExactOptions = Field(discriminator="network")
+    architecture: UNetOptions | ADMOptions | ExactOptions = Field(discriminator="network")
     sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
     sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False)
     default_steps: int = Field(18, ge=2)
@@ -112,10 +180,8 @@ class Card(_Frozen):
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         if self.default_steps > self.max_steps:
             raise ValueError(f"default_steps {self.default_steps} exceeds max_steps {self.max_steps}")
-        if isinstance(self.architecture, UNetOptions) and self.resolution % 2 ** (
-            len(self.architecture.channel_mult) - 1
-        ):
-            levels = len(self.architecture.channel_mult)
+        levels = 1 if isinstance(self.architecture, ExactOptions) else len(self.architecture.channel_mult)
+        if self.resolution % 2 ** (levels - 1):
             raise ValueError(f"resolution {self.resolution} cannot be halved for each of {levels} levels")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must have different names")

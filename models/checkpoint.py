@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.card import METADATA_KEY, Card, CheckpointError, ExactOptions, file_sha256, read_card
 from models.exact import ExactDenoiser
-from models.unet import EDMPrecond
+from models.precond import Denoiser
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def build(card: Card) -> nn.Module:
     with torch.device("meta"):
         if isinstance(card.architecture, ExactOptions):
             return ExactDenoiser(card.shape, card.architecture.examples, card.D)
-        return EDMPrecond(card.architecture, card.resolution, card.channels, len(card.classes))
+        return Denoiser(card.architecture, card.resolution, card.channels, len(card.classes))
 
 
 def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:

@@ -26,8 +26,8 @@ from models.card import Card
 from models.checkpoint import Model, build
 from models.fast import Way
 from models.memory import fingerprint, make_of
+from models.precond import Denoiser
 from models.shapes import Network, Shapes, random_batch
-from models.unet import EDMPrecond
 
 PAYS_BELOW_SECONDS = 0.1
 """An evaluation that takes longer is hardly overhead."""
@@ -73,7 +73,7 @@ def compile_in_background(
     CUDA, torch.compile records graphs in a thread; nobody has run that yet. Raises OSError when the cache cannot be
     written.
     """
-    if not isinstance(network, EDMPrecond):
+    if not isinstance(network, Denoiser):
         return {}
     pays = [size for size, seconds in zip(shapes.sizes, shapes.seconds, strict=True) if seconds < PAYS_BELOW_SECONDS]
     programs: dict[int, Future[Network]] = {size: Future() for size in pays}

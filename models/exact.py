@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.unet import steady
+from models.layers import steady
 
 
 class ExactDenoiser(nn.Module):

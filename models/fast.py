@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import Model
+from models.layers import Block, Conv
+from models.precond import Denoiser
 from models.shapes import Network, Shapes, random_batch, timed, timed_shapes
-from models.unet import Block, Conv, EDMPrecond
 
 Precision = Literal["exact", "fast"]
 
@@ -39,7 +40,7 @@ class Way:
 
     def of(self, network: nn.Module) -> nn.Module:
         """A network that runs so and shares with this one what tensors it can; this one if nothing is different."""
-        if isinstance(network, EDMPrecond) and self.dtype != "float32":
+        if isinstance(network, Denoiser) and self.dtype != "float32":
             return in_precision(network, getattr(torch, self.dtype))
         if self.winograd:
             return with_winograd(network, self.winograd)
@@ -67,7 +68,7 @@ def fastest(model: Model) -> Way:
     Takes a few evaluations of a small batch. A network that is not a U-Net is run as it is.
     """
     network, batch = model.network, random_batch(model, PROBE_SIZE)
-    if not isinstance(network, EDMPrecond):
+    if not isinstance(network, Denoiser):
         return Way(str(network(*batch).dtype).removeprefix("torch."))
     dtype = torch.float16 if model.device.type == "cuda" else torch.bfloat16
     if units_gain(dtype, model.device) > WORTH and gain(network, in_precision(network, dtype), *batch) > WORTH:
@@ -88,7 +89,7 @@ def units_gain(dtype: torch.dtype, device: torch.device) -> float:
     return plain / timed(conv.to(dtype), [x.to(dtype)])[1]
 
 
-def in_precision(network: EDMPrecond, dtype: torch.dtype) -> EDMPrecond:
+def in_precision(network: Denoiser, dtype: torch.dtype) -> Denoiser:
     """The network with its inner layers in another precision.
 
     The embedding stays in float32, and so do the first and the last convolution: at D = 1 the images are far from unit

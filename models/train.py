@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
-from models.card import Card, UNetOptions, field_errors
+from models.card import EDM, Card, UNetOptions, field_errors
 from models.data import Dataset
 from models.kernel import FloatArray, stretch
-from models.unet import EDMPrecond
+from models.precond import Denoiser
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -39,6 +39,13 @@ class Recipe(BaseModel):
     max_steps: int = Field(ge=2)
     seed: int
     architecture: UNetOptions
+
+    @field_validator("architecture")
+    @classmethod
+    def _trainable(cls, architecture: UNetOptions) -> UNetOptions:
+        if not isinstance(architecture.precond, EDM):
+            raise ValueError("precond must be edm: the others are for models that are imported")
+        return architecture
 
 
 class Progress(NamedTuple):
@@ -102,7 +109,7 @@ class Trainer:
         self.recipe, self.D, self.data, self.device = recipe, D, data, device
         self.rng = np.random.default_rng(recipe.seed)
         channels, resolution = data.images.shape[1:3]
-        network = EDMPrecond(recipe.architecture, resolution, channels, len(data.classes))
+        network = Denoiser(recipe.architecture, resolution, channels, len(data.classes))
         network.model.init_weights()
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = deepcopy(self.network).eval().requires_grad_(False)
@@ -138,7 +145,7 @@ class Trainer:
         x = perturb(y, sigma, self.D, self.rng).contiguous(memory_format=torch.channels_last)
         level = torch.from_numpy(sigma).to(y)
         denoised = self.network(x, level, labels)
-        return weighted_error(denoised, y, level, self.recipe.architecture.sigma_data).mean()
+        return weighted_error(denoised, y, level, self.network.precond.sigma_data).mean()
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights: what the checkpoint holds."""

@@ -1,173 +1,15 @@
-"""DDPM++ and NCSN++ (Song et al., 2021) with EDM's preconditioning (Karras et al., 2022, table 1).
+"""DDPM++ and NCSN++ (Song et al., 2021), and what ADM shares with them.
 
 Parameter names and shapes are those of the published checkpoints, so that their tensors load as they are.
-
-On a CPU an image's bits do not depend on how many share its batch, as far as this module can see to it: where a
-library picks its kernel by the size of the batch, it is asked for the same one each time. `models.shapes` checks.
 """
 
 import math
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, mkldnn_convolution, nn
+from torch import Tensor, nn
 
-from models.card import UNetOptions
-
-Resampling = Literal["up", "down"]
-
-STEADY_ROWS = 8
-"""From so many rows on, a row of a matrix product has the same bits in any company (MKL: 1 to 3 and 7 differ)."""
-
-
-class Conv(nn.Conv2d):
-    """A convolution that may halve or double the resolution with a smoothing filter on its way.
-
-    The filter comes before the convolution; `filter_last` (NCSN++'s residual branch) puts it after, both padded as one.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        resampling: Resampling | None = None,
-        resample_filter: tuple[int, ...] = (1, 1),
-        filter_last: bool = False,
-    ):
-        margin = (len(resample_filter) - 1) // 2
-        super().__init__(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2 + (margin if filter_last else 0)
-        )
-        self.resampling = resampling
-        self.filter_last = filter_last
-        self.margin = margin
-        self.nearest = len(resample_filter) == 2 and len(set(resample_filter)) == 1
-        self.linear = resample_filter == (1, 3, 3, 1)
-        if resampling:
-            total = sum(resample_filter) ** 2
-            kernel = [[a * b / total for b in resample_filter] for a in resample_filter]
-            self.register_buffer("resample_filter", torch.tensor([[kernel]]))
-            self.resample_filter: Tensor
-
-    def reset_parameters(self) -> None:
-        """Draws nothing: `init_weights` does. Arithmetic on the meta device costs two seconds of imports at first."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, in, H, W] -> [B, out, H', W'], H' = H, 2H or H/2."""
-        if self.filter_last:
-            return self._smooth(self._convolve(x), padding=0)
-        if self.resampling == "down":
-            return self._convolve(self._halve(x))
-        if self.resampling == "up" and self.nearest and self.kernel_size == (1, 1):
-            return self._double(self._convolve(x))  # commutes with repetition, at a quarter of the work
-        return self._convolve(self._double(x) if self.resampling == "up" else x)
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        """The convolution alone, by kernels whose bits for an image are the same in any batch, at least on a CPU."""
-        if self.kernel_size == (1, 1):
-            return F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
-        if len(x) == 1 and x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # A single small image would be convolved by another library, which takes twice as long.
-            return mkldnn_convolution(x, self.weight, self.bias, self.padding, (1, 1), (1, 1), 1)  # type: ignore[arg-type]
-        return super().forward(x)
-
-    def _double(self, x: Tensor) -> Tensor:
-        """Twice the resolution.
-
-        The filter [1, 1] repeats pixels: 6 times quicker than as a convolution (32x4x4). [1, 3, 3, 1] interpolates
-        linearly between them, with zeros around: as a convolution in bfloat16 it takes 10 to 60 times as long.
-        """
-        if self.nearest:
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        if self.linear:
-            return F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
-        kernel = self.resample_filter.mul(4).expand(x.shape[1], -1, -1, -1)
-        return F.conv_transpose2d(x, kernel, groups=x.shape[1], stride=2, padding=self.margin)
-
-    def _halve(self, x: Tensor) -> Tensor:
-        """Half the resolution. The filter [1, 1] takes means: 2 to 6 times quicker than as a convolution (32x8x8)."""
-        return F.avg_pool2d(x, 2) if self.nearest else self._smooth(x, self.margin)
-
-    def _smooth(self, x: Tensor, padding: int) -> Tensor:
-        kernel = self.resample_filter.expand(x.shape[1], -1, -1, -1)
-        return F.conv2d(x, kernel, groups=x.shape[1], stride=2, padding=padding)
-
-
-def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x), in place: of a tensor that nobody else needs."""
-    return F.silu(x, inplace=True)
-
-
-class Linear(nn.Linear):
-    """A linear layer whose weights are left to `init_weights`, as those of Conv are."""
-
-    def reset_parameters(self) -> None:
-        """Draws nothing."""
-
-
-def steady(rows: Tensor) -> Tensor:
-    """Rows [B, ...] filled up with zeros to STEADY_ROWS, where there are fewer; a compiled network promises no bits."""
-    missing = 0 if torch.compiler.is_compiling() else STEADY_ROWS - len(rows)
-    return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, missing)) if missing > 0 else rows
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation in at most 32 groups of at least 4 channels."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
-
-
-class Block(nn.Module):
-    """A residual block, shifted by the embedding, with self-attention where asked; scaled by 1/sqrt 2."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_channels: int,
-        options: UNetOptions,
-        resampling: Resampling | None = None,
-        attention: bool = False,
-    ):
-        super().__init__()
-        self.out_channels = out_channels
-        self.dropout = options.dropout
-        self.attention = attention
-        resample = (resampling, options.resample_filter)
-        self.norm0 = group_norm(in_channels)
-        self.conv0 = Conv(in_channels, out_channels, 3, *resample)
-        self.affine = Linear(emb_channels, out_channels)
-        self.norm1 = group_norm(out_channels)
-        self.conv1 = Conv(out_channels, out_channels, 3)
-        if resampling or in_channels != out_channels:
-            self.skip: nn.Module = Conv(in_channels, out_channels, 1, *resample)
-        else:
-            self.skip = nn.Identity()
-        if attention:
-            self.norm2 = group_norm(out_channels)
-            self.qkv = Conv(out_channels, 3 * out_channels, 1)
-            self.proj = Conv(out_channels, out_channels, 1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[B, in, H, W] and the embedding, of at least B rows [>= B, E] -> [B, out, H', W']."""
-        h: Tensor = self.conv0(silu(self.norm0(x)))
-        h = silu(self.norm1(h + self.affine(emb)[: len(x), :, None, None]))
-        if self.training:
-            h = F.dropout(h, self.dropout)
-        h = (self.conv1(h) + self.skip(x)) * math.sqrt(0.5)
-        if self.attention:
-            h = (h + self._attend(h)) * math.sqrt(0.5)
-        return h
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """Self-attention of one head over the H*W places; the channels of q, k and v interleave."""
-        batch, channels, height, width = x.shape
-        places: Tensor = self.qkv(self.norm2(x)).movedim(1, -1).reshape(batch, 1, height * width, channels, 3)
-        # With an axis for its one head PyTorch's fused kernel takes it; contiguous, for that needs it.
-        q, k, v = places.movedim(-1, 0).contiguous()
-        attended = F.scaled_dot_product_attention(q, k, v).view(batch, height, width, channels)
-        return self.proj(attended.movedim(-1, 1))  # type: ignore[no-any-return]
+from models.card import ADMOptions, UNetOptions
+from models.layers import Block, Conv, Linear, Make, Resampling, group_norm, silu, sin_cos, steady
 
 
 class FourierFeatures(nn.Module):
@@ -195,75 +37,93 @@ class PositionalFeatures(nn.Module):
         return sin_cos(c_noise, 1e-4**exponents)
 
 
-def sin_cos(c_noise: Tensor, freqs: Tensor) -> Tensor:
-    """[sin, cos] of every product, [B] x [F] -> [B, 2F]."""
-    angles = c_noise[:, None] * freqs
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+class UNet(nn.Module):
+    """What the families share: a way down, a way up that takes what the former left behind, and their names."""
+
+    enc: nn.ModuleDict
+    dec: nn.ModuleDict
+
+    def __init__(self, make: Make, emb_channels: int):
+        super().__init__()
+        self.make = make
+        self.emb_channels = emb_channels
+        self.dtype = torch.float32  # of what lies between the first convolution and the last
+
+    def _block(
+        self, in_channels: int, out_channels: int, resampling: Resampling | None = None, attention: bool = False
+    ) -> Block:
+        return Block(in_channels, out_channels, self.emb_channels, self.make, resampling, attention)
+
+    def _encoder(
+        self, options: UNetOptions | ADMOptions, resolution: int, channels: int, width: int, is_residual: bool = False
+    ) -> tuple[nn.ModuleDict, list[int]]:
+        """The layers of the way down by name, from a first one of that width, and the widths they leave behind.
+
+        If it is residual, each resolution also gets the image itself, halved.
+        """
+        enc: dict[str, nn.Module] = {f"{resolution}x{resolution}_conv": Conv(channels, width, 3)}
+        skips = [width]
+        aux_width = channels
+        for level, mult in enumerate(options.channel_mult):
+            res, out = resolution >> level, options.model_channels * mult
+            if level > 0:
+                enc[f"{res}x{res}_down"] = self._block(width, width, "down")
+                skips.append(width)
+                if is_residual:
+                    taps = self.make.resample_filter
+                    enc[f"{res}x{res}_aux_residual"] = Conv(aux_width, width, 3, "down", taps, filter_last=True)
+                    aux_width = width
+            for index in range(options.num_blocks):
+                enc[f"{res}x{res}_block{index}"] = self._block(width, out, attention=res in options.attn_resolutions)
+                width = out
+                skips.append(width)
+        return nn.ModuleDict(enc), skips
+
+    def _decoder(
+        self, options: UNetOptions | ADMOptions, resolution: int, skips: list[int], attends_once: bool
+    ) -> tuple[dict[str, nn.Module], int]:
+        """The layers of the way up by name, and the last width; every `block` also takes the newest width left.
+
+        Where there is self-attention, all blocks have it, or if it `attends_once` the last one.
+        """
+        dec: dict[str, nn.Module] = {}
+        width = skips[-1]
+        for level, mult in reversed(list(enumerate(options.channel_mult))):
+            res, out = resolution >> level, options.model_channels * mult
+            if level == len(options.channel_mult) - 1:
+                dec[f"{res}x{res}_in0"] = self._block(width, width, attention=True)
+                dec[f"{res}x{res}_in1"] = self._block(width, width)
+            else:
+                dec[f"{res}x{res}_up"] = self._block(width, width, "up")
+            for index in range(options.num_blocks + 1):
+                attention = res in options.attn_resolutions and (index == options.num_blocks or not attends_once)
+                dec[f"{res}x{res}_block{index}"] = self._block(width + skips.pop(), out, attention=attention)
+                width = out
+        return dec, width
+
+    def init_weights(self) -> None:
+        """Draw the weights of an untrained network."""
+        raise NotImplementedError
 
 
-class SongUNet(nn.Module):
+class SongUNet(UNet):
     """The raw network F_theta(x, c_noise, labels, augment_labels): DDPM++ or NCSN++, as the options say."""
 
-    def __init__(self, options: UNetOptions, resolution: int, channels: int, classes: int):
-        super().__init__()
+    def __init__(self, options: UNetOptions, resolution: int, channels: int, out_channels: int, classes: int):
         width = options.model_channels
+        super().__init__(Make(options.dropout, options.resample_filter), 4 * width)
         noise_channels = width * options.channel_mult_noise
-        self.emb_channels = 4 * width
-        self.dtype = torch.float32  # of what lies between the first convolution and the last
         features = FourierFeatures if options.embedding == "fourier" else PositionalFeatures
         self.map_noise = features(noise_channels)
         self.map_label = Linear(classes, noise_channels) if classes else None
         self.map_augment = Linear(options.augment_dim, noise_channels, bias=False) if options.augment_dim else None
         self.map_layer0 = Linear(noise_channels, self.emb_channels)
         self.map_layer1 = Linear(self.emb_channels, self.emb_channels)
-        self.enc, skips = self._encoder(options, resolution, channels)
-        self.dec = self._decoder(options, resolution, channels, skips)
-
-    def _encoder(self, options: UNetOptions, resolution: int, channels: int) -> tuple[nn.ModuleDict, list[int]]:
-        """The layers of the way down by name, and the widths they leave behind for the way up."""
-        width = options.model_channels
-        enc: dict[str, nn.Module] = {f"{resolution}x{resolution}_conv": Conv(channels, width, 3)}
-        skips = [width]
-        aux_width = channels
-        for level, mult in enumerate(options.channel_mult):
-            res = resolution >> level
-            if level > 0:
-                enc[f"{res}x{res}_down"] = Block(width, width, self.emb_channels, options, "down")
-                skips.append(width)
-                if options.encoder == "residual":
-                    enc[f"{res}x{res}_aux_residual"] = Conv(
-                        aux_width, width, 3, "down", options.resample_filter, filter_last=True
-                    )
-                    aux_width = width
-            for index in range(options.num_blocks):
-                attention = res in options.attn_resolutions
-                out = options.model_channels * mult
-                enc[f"{res}x{res}_block{index}"] = Block(width, out, self.emb_channels, options, attention=attention)
-                width = out
-                skips.append(width)
-        return nn.ModuleDict(enc), skips
-
-    def _decoder(self, options: UNetOptions, resolution: int, channels: int, skips: list[int]) -> nn.ModuleDict:
-        """The layers of the way up by name; every `block` also takes the newest width left by the encoder."""
-        dec: dict[str, nn.Module] = {}
-        width = skips[-1]
-        for level, mult in reversed(list(enumerate(options.channel_mult))):
-            res = resolution >> level
-            if level == len(options.channel_mult) - 1:
-                dec[f"{res}x{res}_in0"] = Block(width, width, self.emb_channels, options, attention=True)
-                dec[f"{res}x{res}_in1"] = Block(width, width, self.emb_channels, options)
-            else:
-                dec[f"{res}x{res}_up"] = Block(width, width, self.emb_channels, options, "up")
-            for index in range(options.num_blocks + 1):
-                attention = index == options.num_blocks and res in options.attn_resolutions
-                out = options.model_channels * mult
-                dec[f"{res}x{res}_block{index}"] = Block(
-                    width + skips.pop(), out, self.emb_channels, options, attention=attention
-                )
-                width = out
-        dec[f"{resolution}x{resolution}_aux_norm"] = group_norm(width)
-        dec[f"{resolution}x{resolution}_aux_conv"] = Conv(width, channels, 3)
-        return nn.ModuleDict(dec)
+        self.enc, skips = self._encoder(options, resolution, channels, width, options.encoder == "residual")
+        dec, width = self._decoder(options, resolution, skips, attends_once=True)
+        dec[f"{resolution}x{resolution}_aux_norm"] = group_norm(width, self.make.eps)
+        dec[f"{resolution}x{resolution}_aux_conv"] = Conv(width, out_channels, 3)
+        self.dec = nn.ModuleDict(dec)
 
     def init_weights(self) -> None:
         """Draw the weights of an untrained network: Xavier uniform, last layers near zero (EDM, appendix F)."""
@@ -312,24 +172,3 @@ class SongUNet(nn.Module):
                 x = torch.cat([x, skips.pop()], dim=1) if "_block" in name else x
                 x = layer(x, emb)
         return x
-
-
-class EDMPrecond(nn.Module):
-    """The denoiser D_theta(x, sigma) = c_skip x + c_out F_theta(c_in x, c_noise) (EDM, eq. 7 and table 1)."""
-
-    def __init__(self, options: UNetOptions, resolution: int, channels: int, classes: int):
-        super().__init__()
-        self.sigma_data = options.sigma_data
-        self.model = SongUNet(options, resolution, channels, classes)
-
-    def forward(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """The denoised estimate [B, C, H, W] in float32 at x and sigma [B], each image at its own noise level."""
-        x, s = x.to(torch.float32, memory_format=torch.channels_last), self.sigma_data
-        sigma = sigma.to(torch.float32)
-        level = sigma[:, None, None, None]
-        variance = level.square() + s**2
-        c_skip, c_out, c_in = s**2 / variance, level * s * variance.rsqrt(), variance.rsqrt()
-        F_x = self.model(c_in * x, sigma.log() / 4, labels, augment_labels)
-        return c_skip * x + c_out * F_x.to(torch.float32)  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chisquare, kstest, pearsonr
 from torch import Tensor, nn
 
-from models.card import Card, UNetOptions
+from models.card import ADMOptions, Card, UNetOptions
 from models.checkpoint import build
 from models.sampler import Solver
 from models.shapes import Shapes
@@ -32,11 +32,14 @@ def recorded(name: str) -> Any:
     return json.loads((FIXTURES / f"{name}.json").read_text())
 
 
-def options(recorded_options: dict[str, Any]) -> UNetOptions:
+def options(recorded_options: dict[str, Any]) -> UNetOptions | ADMOptions:
     """Our options from recorded ones, which know some by other names and others not at all."""
+    kind = ADMOptions if recorded_options["model_type"] == "DhariwalUNet" else UNetOptions
     renamed = {"embedding_type": "embedding", "encoder_type": "encoder"}
     ours = {renamed.get(name, name): value for name, value in recorded_options.items()}
-    return UNetOptions(**{name: value for name, value in ours.items() if name in UNetOptions.model_fields})
+    own = {name: value for name, value in ours.items() if name in kind.model_fields}
+    precond = recorded_options.get("precond", "EDMPrecond").removesuffix("Precond").lower()
+    return kind.model_validate(own | {"precond": {"kind": precond}})
 
 
 def card(**changes: Any) -> Card:

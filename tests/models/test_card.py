@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from models.card import (
+    EDM,
     METADATA_KEY,
     SHIPPED,
     Card,
     CheckpointError,
+    UNetOptions,
     checkpoint_files,
     file_sha256,
     format_D,
@@ -66,6 +68,13 @@ def test_a_card_names_its_model(D: float, name: str) -> None:
 @pytest.mark.parametrize("D", [0.5, 2048, math.inf])
 def test_a_card_survives_json(D: float) -> None:
     assert Card.model_validate_json(card(D=D).model_dump_json()) == card(D=D)
+
+
+def test_a_card_from_before_there_was_a_choice_of_preconditioning_is_read() -> None:
+    old = {**card().model_dump(mode="json"), "architecture": {"network": "unet", "sigma_data": 0.7}}
+    architecture = Card.model_validate(old).architecture
+    assert isinstance(architecture, UNetOptions)
+    assert architecture.precond == EDM(sigma_data=0.7)
 
 
 def file_with(folder: Path, metadata: dict[str, str] | None) -> Path:
@@ -138,7 +147,10 @@ def test_a_card_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
         ({"default_steps": 257}, "default_steps"),
         ({"license": None}, "license"),
         ({"surprise": 1}, "surprise"),
-        ({"architecture": {"network": "adm"}}, "architecture"),
+        ({"architecture": {"network": "transformer"}}, "architecture"),
+        ({"architecture": {"network": "adm", "model_channels": 100}}, "architecture.adm.model_channels"),
+        ({"architecture": {"network": "adm", "precond": {"kind": "cosine"}}}, "architecture.adm.precond"),
+        ({"architecture": {"network": "unet", "precond": {"kind": "vp", "M": 1}}}, "architecture.unet.precond.vp.M"),
         ({"architecture": {"network": "unet", "dropout": 1}}, "architecture.unet.dropout"),
         ({"architecture": {"network": "unet", "surprise": 1}}, "architecture.unet.surprise"),
         ({"architecture": {"network": "unet", "encoder": "skip"}}, "architecture.unet.encoder"),

@@ -13,8 +13,8 @@ from models.card import SHIPPED, ExactOptions, UNetOptions, checkpoint_files
 from models.checkpoint import Model
 from models.fast import Way, WinogradConv, fastest, gain, winograd_pays
 from models.generate import Generator, UInt8Array
+from models.layers import Conv
 from models.shapes import random_batch
-from models.unet import Conv
 from tests.models.helpers import card, random_tensors, relative_error, shapes
 
 WINOGRAD = Way(winograd=("model.enc.16x16_block0.conv1", "model.dec.16x16_block1.conv0"))

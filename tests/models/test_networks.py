@@ -1,4 +1,4 @@
-"""DDPM++ and NCSN++ against recorded outputs, and against the names and shapes of the published models."""
+"""DDPM++, NCSN++ and ADM: recorded outputs, whatever the preconditioning, and the tensors of the published models."""
 
 from functools import cache
 
@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.card import UNetOptions
+from models.card import VP, UNetOptions
 from models.checkpoint import build
-from models.unet import EDMPrecond
+from models.precond import Denoiser, vp_time
 from tests.models.helpers import FIXTURES, card, options, parameters, recorded, relative_error
 
 NETWORKS = recorded("networks")
@@ -26,10 +26,10 @@ def numbers(name: str) -> dict[str, Tensor]:
 
 
 @cache
-def network(name: str) -> EDMPrecond:
+def network(name: str) -> Denoiser:
     """A recorded network with its recorded weights."""
     given = NETWORKS[name]
-    network = EDMPrecond(options(given), given["img_resolution"], given["img_channels"], given["label_dim"])
+    network = Denoiser(options(given), given["img_resolution"], given["img_channels"], given["label_dim"])
     prefix = "state."
     network.load_state_dict(
         {key.removeprefix(prefix): tensor for key, tensor in numbers(name).items() if key.startswith(prefix)}
@@ -47,7 +47,7 @@ def test_denoised_images_are_the_recorded_ones(name: str) -> None:
     assert parameters(network(name)) == NETWORKS[name]["params"]
 
 
-@pytest.mark.parametrize("name", ["ddpmpp-edm-cond", "ncsnpp-edm-cond"])
+@pytest.mark.parametrize("name", [name for name, given in NETWORKS.items() if given["label_dim"]])
 def test_absent_labels_count_as_zeros(name: str) -> None:
     given = numbers(name)
     for labels in (None, torch.zeros_like(given["class_labels"])):
@@ -56,7 +56,7 @@ def test_absent_labels_count_as_zeros(name: str) -> None:
         assert relative_error(denoised, given["denoised"]) > 0.1
 
 
-@pytest.mark.parametrize("name", [name for name, given in NETWORKS.items() if given["augment_dim"]])
+@pytest.mark.parametrize("name", [name for name, given in NETWORKS.items() if given.get("augment_dim")])
 def test_augmentation_labels_condition_the_network(name: str) -> None:
     given = numbers(name)
     denoised = network(name)(given["x"], given["sigma"], given.get("class_labels"), given["augment_labels"])
@@ -71,7 +71,22 @@ def test_images_at_different_noise_levels_share_a_call(name: str) -> None:
     together = network(name)(x, sigma, labels)
     for i in range(len(x)):
         own = None if labels is None else labels[i : i + 1]
-        torch.testing.assert_close(together[i : i + 1], network(name)(x[i : i + 1], sigma[i : i + 1], own))
+        alone = network(name)(x[i : i + 1], sigma[i : i + 1], own)
+        assert relative_error(together[i : i + 1], alone) < 1e-5
+
+
+def test_an_iddpm_network_is_asked_at_the_noise_levels_of_its_table_alone() -> None:
+    denoiser = network("adm-iddpm")
+    table = [*denoiser.u.tolist()]
+    assert denoiser.rounded([table[3], table[3] * 1.01, 0.0]) == [table[3], table[3], 0.0]
+    assert network("ddpmpp-vp").rounded([1.5]) == [1.5]
+
+
+def test_vp_time_is_the_inverse_of_its_noise_level() -> None:
+    t, vp = torch.linspace(1e-5, 1, 50, dtype=torch.float64), VP()
+    sigma = (0.5 * vp.beta_d * t.square() + vp.beta_min * t).expm1().sqrt()
+    torch.testing.assert_close(vp_time(sigma, vp), t, rtol=1e-8, atol=0)
+    assert float(sigma[-1]) == pytest.approx(NETWORKS["ddpmpp-vp"]["sigma_max"], rel=1e-6)
 
 
 def test_a_float64_state_is_denoised_in_float32() -> None:
@@ -105,7 +120,7 @@ def test_an_untrained_network_gives_back_what_skips_it(encoder: str) -> None:
     """Its last layer is near zero: D(x, sigma) is c_skip x."""
     changes = {"encoder": encoder, "embedding": "positional" if encoder == "standard" else "fourier"}
     architecture = UNetOptions.model_validate(card().architecture.model_dump() | changes)
-    network = EDMPrecond(architecture, 8, 3, 3)
+    network = Denoiser(architecture, 8, 3, 3)
     network.model.init_weights()
     assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,79 @@
+"""The denoiser around a raw network, with the preconditioning of EDM, VP, VE or iDDPM (Karras et al., 2022, table 1).
+
+All are D_theta(x, sigma) = c_skip x + c_out F_theta(c_in x, c_noise), and each has noise levels of its own.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.adm import ADM
+from models.card import EDM, IDDPM, VE, VP, ADMOptions, UNetOptions
+from models.unet import SongUNet
+
+
+class Coefficients(NamedTuple):
+    """Of an image at its noise level: c_skip, c_out and c_in, each [B, 1, 1, 1], and c_noise [B]."""
+
+    c_skip: Tensor | float
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class Denoiser(nn.Module):
+    """D_theta(x, sigma): the image that the network expects behind a noisy one (EDM, eq. 7)."""
+
+    def __init__(self, options: UNetOptions | ADMOptions, resolution: int, channels: int, classes: int):
+        super().__init__()
+        self.precond = options.precond
+        self.channels = channels
+        # iDDPM's networks also tell a variance, which no sampler here needs.
+        out_channels = 2 * channels if isinstance(self.precond, IDDPM) else channels
+        if isinstance(options, ADMOptions):
+            self.model: SongUNet | ADM = ADM(options, resolution, channels, out_channels, classes)
+        else:
+            self.model = SongUNet(options, resolution, channels, out_channels, classes)
+        if isinstance(self.precond, IDDPM):
+            self.register_buffer("u", torch.zeros(self.precond.M + 1))
+            self.u: Tensor
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """The denoised estimate [B, C, H, W] in float32 at x and sigma [B], each image at its own noise level."""
+        x = x.to(torch.float32, memory_format=torch.channels_last)
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma.to(torch.float32))
+        F_x = self.model(c_in * x, c_noise, labels, augment_labels)[:, : self.channels]
+        return c_skip * x + c_out * F_x.to(torch.float32)  # type: ignore[no-any-return]
+
+    def rounded(self, levels: list[float]) -> list[float]:
+        """The noise levels nearest to these at which the network can be asked: iDDPM's are a table's, 0 stays 0."""
+        if not isinstance(self.precond, IDDPM):
+            return levels
+        table = self.u.to(torch.float64)
+        return [float(table[(table - level).abs().argmin()]) if level else 0.0 for level in levels]
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """Table 1 of EDM, at noise levels [B] in float32."""
+        level, precond = sigma[:, None, None, None], self.precond
+        if isinstance(precond, EDM):
+            s = precond.sigma_data
+            variance = level.square() + s**2
+            return Coefficients(s**2 / variance, level * s * variance.rsqrt(), variance.rsqrt(), sigma.log() / 4)
+        if isinstance(precond, VE):
+            return Coefficients(1.0, level, torch.ones_like(level), (0.5 * sigma).log())
+        c_in = (level.square() + 1).rsqrt()
+        if isinstance(precond, VP):
+            # In float64, for sin and cos of it are taken, and it goes up to M.
+            time = vp_time(sigma.to(torch.float64), precond)
+            return Coefficients(1.0, -level, c_in, ((precond.M - 1) * time).to(torch.float32))
+        place = (sigma[:, None] - self.u).abs().argmin(1)
+        return Coefficients(1.0, -level, c_in, (precond.M - 1 - place).to(torch.float32))
+
+
+def vp_time(sigma: Tensor, vp: VP) -> Tensor:
+    """The time t in (0, 1] at which the VP process has these noise levels (EDM, table 1, inverse of sigma(t))."""
+    log_variance = sigma.square().log1p()
+    return ((vp.beta_min**2 + 2 * vp.beta_d * log_variance).sqrt() - vp.beta_min) / vp.beta_d
