@@ -14,6 +14,7 @@ from bench.report import Figure, Findings
 from bench.timing import Timing, interleaved, speed
 from bench.workload import Network, Workbench
 from models.generate import UInt8Array
+from models.sampling import Sampling
 from models.shapes import timed
 from service.engine import Engine
 from service.policy import Flight
@@ -22,7 +23,7 @@ from service.sample import Precision
 BATCH = 8
 LARGEST_BATCH = 64
 
-Sampling = Callable[[], UInt8Array]
+Sampler = Callable[[], UInt8Array]
 
 
 def measure(bench: Workbench) -> Findings:
@@ -54,12 +55,12 @@ def _ceiling(bench: Workbench) -> Figure:
     return Figure(name=name, value=seconds[0] / seconds[1])
 
 
-def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampling], dict[str, str]]:
+def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampler], dict[str, str]]:
     """What is compared, by name, and how each of the engine's computes."""
     reference = Reference.of(network.model(bench.device))
     seeds, labels = range(BATCH), [None] * BATCH
     plainly = partial(reference.images, seeds, labels, network.steps)
-    contestants: dict[str, Sampling] = {"reference": plainly, "reference again": plainly}
+    contestants: dict[str, Sampler] = {"reference": plainly, "reference again": plainly}
     arithmetic = {}
     ways: dict[str, tuple[Precision, bool]] = {
         "exact": ("exact", False),
@@ -81,7 +82,7 @@ def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampling
 
 
 def _sampled(engine: Engine, flight: Flight, steps: int) -> UInt8Array:
-    walk = engine.walk(flight, range(BATCH), [None] * BATCH, steps, "heun")
+    walk = engine.walk(flight, range(BATCH), [None] * BATCH, Sampling(steps=steps))
     while not walk.is_finished:
         engine.evaluate(flight, [walk])
     return walk.images()
@@ -101,7 +102,7 @@ def _figures(network: Network, timings: dict[str, Timing]) -> list[Figure]:
     ]
 
 
-def _fidelity(contestants: dict[str, Sampling]) -> dict[str, Any]:
+def _fidelity(contestants: dict[str, Sampler]) -> dict[str, Any]:
     """How the images of each differ from those of `exact`."""
     exact = contestants["exact"]().astype(np.float64)
     found = {}

@@ -15,8 +15,8 @@ from models.card import Card
 from models.checkpoint import Model
 from models.generate import UInt8Array, chosen_labels, to_uint8
 from models.kernel import prior
+from models.levels import noise_levels
 from models.precond import Denoiser
-from models.sampler import noise_levels
 
 
 class Reference:

@@ -8,6 +8,7 @@ from statistics import median
 import models.generate
 from bench.report import Figure, Findings
 from bench.workload import Network, Workbench
+from models.sampling import Sampling
 from service.catalogue import Catalogue, WorkerState
 from service.engine import Engine
 from service.inflight import Inflight, Share
@@ -26,10 +27,10 @@ class TimedEngine(Engine):
     seconds = 0.0
 
     def walk(
-        self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str
+        self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
     ) -> models.generate.Walk:
         started = time.perf_counter()
-        walk = super().walk(flight, seeds, labels, steps, solver)
+        walk = super().walk(flight, seeds, labels, sampling)
         self.seconds += time.perf_counter() - started
         return walk
 

@@ -22,6 +22,8 @@ class Model:
     network: nn.Module
     sha256: str
     device: torch.device
+    table: tuple[float, ...] = ()
+    """The only noise levels at which the network was trained; empty if there are no such."""
 
     @property
     def parameters(self) -> int:
@@ -71,7 +73,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
     network.requires_grad_(False).eval()
     # Convolutions run 1.1x (float32) to 4x (bfloat16) faster in this layout; copies those of format 1 alone.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(card, network, file_sha256(path), torch.device(device))
+    table = network.table if isinstance(network, Denoiser) else ()
+    return Model(card, network, file_sha256(path), torch.device(device), table)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from models.checkpoint import Model
-from models.kernel import prior
-from models.sampler import SOLVERS, Query, Solver, noise_levels
-from models.seeds import drawn_label
+from models.kernel import FloatArray, prior
+from models.levels import rounded
+from models.sampler import Noise, Query, Solver
+from models.sampling import Sampling
+from models.seeds import Stream, drawn_label, generator
 from models.shapes import Shapes, filled
+from models.solvers import solver_of
 
 UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -66,15 +69,29 @@ class Generator:
         """The most images of a network call; more would bring nothing but delay."""
         return self.shapes.width
 
-    def walk(self, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str = "heun") -> Walk:
-        """The walk of one image per seed, from the prior on; labels of None are drawn from the seed."""
+    def walk(self, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling) -> Walk:
+        """The walk of one image per seed, from the prior on; labels of None are drawn from the seed.
+
+        Raises LevelsError when the model has no such noise levels.
+        """
         card, device = self.model.card, self.model.device
+        ends = sampling.range(card.sigma_min, card.sigma_max)
+        levels = rounded(sampling.levels(ends), self.model.table)
         chosen = chosen_labels(seeds, labels, len(card.classes))
-        draws = np.stack([prior(seed, card.shape, card.D, card.sigma_max) for seed in seeds])
-        x = torch.from_numpy(draws).to(device).contiguous(memory_format=torch.channels_last)
+        x = self._images([prior(seed, card.shape, card.D, levels[0]) for seed in seeds])
         one_hot = torch.eye(len(card.classes), device=device)[chosen] if card.classes else None
-        sigmas = noise_levels(steps, card.sigma_min, card.sigma_max)
-        return Walk(SOLVERS[solver](x, sigmas), chosen, one_hot, card.name)
+        noise = self._noise(seeds) if sampling.is_noisy else None
+        return Walk(solver_of(sampling, x, levels, ends, noise), chosen, one_hot, card.name)
+
+    def _noise(self, seeds: Sequence[int]) -> Noise:
+        """Standard Gaussian noise, each image's from its own stream."""
+        streams = [generator(seed, Stream.NOISE) for seed in seeds]
+        return lambda: self._images([stream.standard_normal(self.model.card.shape) for stream in streams])
+
+    def _images(self, arrays: Sequence[FloatArray]) -> Tensor:
+        """Arrays [C, H, W] as a batch in float64, in the layout of the network, on its device."""
+        batch = torch.from_numpy(np.stack(arrays)).to(self.model.device)
+        return batch.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def evaluate(self, walks: Sequence[Walk]) -> None:
@@ -93,7 +110,7 @@ class Generator:
 
         Raises FloatingPointError when an image comes out with values that are not finite.
         """
-        walk = self.walk(seeds, labels, steps)
+        walk = self.walk(seeds, labels, Sampling(steps=steps))
         while not walk.is_finished:
             self.evaluate([walk])
         return walk.images()

@@ -48,12 +48,10 @@ class Denoiser(nn.Module):
         F_x = self.model(c_in * x, c_noise, labels, augment_labels)[:, : self.channels]
         return c_skip * x + c_out * F_x.to(torch.float32)  # type: ignore[no-any-return]
 
-    def rounded(self, levels: list[float]) -> list[float]:
-        """The noise levels nearest to these at which the network can be asked: iDDPM's are a table's, 0 stays 0."""
-        if not isinstance(self.precond, IDDPM):
-            return levels
-        table = self.u.to(torch.float64)
-        return [float(table[(table - level).abs().argmin()]) if level else 0.0 for level in levels]
+    @property
+    def table(self) -> tuple[float, ...]:
+        """The only noise levels at which the network was trained, falling; empty if there are no such."""
+        return tuple(self.u.tolist()) if isinstance(self.precond, IDDPM) else ()
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """Table 1 of EDM, at noise levels [B] in float32."""

@@ -12,6 +12,7 @@ class Stream(IntEnum):
 
     LABEL = 0
     LATENT = 1
+    NOISE = 2
 
 
 def generator(seed: int, stream: Stream) -> np.random.Generator:

@@ -19,6 +19,8 @@ class ModelFacts(BaseModel):
     classes: tuple[str, ...]
     default_steps: int
     max_steps: int
+    sigma_min: float = Field(0.002, description="The lowest noise level at which it can be asked, and the highest.")
+    sigma_max: float = 80.0
     solvers: tuple[str, ...]
     checkpoint_sha256: str
     parameters: int

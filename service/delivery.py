@@ -189,7 +189,7 @@ def _batch_id(stored: Stored) -> str:
 def sampling_failed(error: Exception) -> JobError:
     """Why the jobs of a failed network call are tried again."""
     # Only our own words: those of a library may name files of this machine.
-    reason = str(error) if isinstance(error, FloatingPointError) else type(error).__name__
+    reason = str(error) if isinstance(error, ArithmeticError) else type(error).__name__
     return JobError(code="sampling-failed", detail=f"Sampling failed: {reason}")
 
 

@@ -19,13 +19,13 @@ from models.compiled import CompiledNetwork, compile_in_background
 from models.fast import Fast, fastest_with_shapes
 from models.generate import Generator
 from models.memory import Memory, fingerprint
+from models.sampling import Sampling
 from models.shapes import Network, Shapes, steady_shapes, timed_shapes, warm_up
+from models.solvers import SOLVERS
 from service.catalogue import ModelFacts
 from service.logs import get_logger
 from service.policy import Flight
 from service.sample import Precision, Walk
-
-SOLVERS = ("heun",)
 
 Finding = TypeVar("Finding")
 
@@ -105,7 +105,15 @@ class Engine:
     def prepare(self, precision: Precision) -> None:
         """Make all models ready in a precision, so that nobody waits for it later."""
         for model in self.models:
-            self._generator(Flight(model, precision))
+            self.prepare_flight(Flight(model, precision))
+
+    def prepare_flight(self, flight: Flight) -> None:
+        """Make one model ready in a precision, and let it run compiled as soon as that can be."""
+        if flight not in self._generators:
+            self._prepare_fast(flight)
+        programs = self._compiling.get(flight, {})
+        if programs and all(program.done() for program in programs.values()):
+            self._take_compiled(flight, programs)
 
     @property
     def compiling(self) -> list[Future[Network]]:
@@ -134,10 +142,11 @@ class Engine:
         return sum(self._generators[flight].shapes.cut(images))
 
     def walk(
-        self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str
+        self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
     ) -> models.generate.Walk:
         """The walk of one image per seed; labels of None are drawn from the seed."""
-        return self._generator(flight).walk(seeds, labels, steps, solver)
+        self.prepare_flight(flight)
+        return self._generators[flight].walk(seeds, labels, sampling)
 
     def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
         """Take walks of one flight, made by this engine, an evaluation further in one network call."""
@@ -154,15 +163,6 @@ class Engine:
 
     def _exact(self, model: str) -> Generator:
         return self._generators[Flight(model, "exact")]
-
-    def _generator(self, flight: Flight) -> Generator:
-        """What runs a flight from now on, prepared if need be, and compiled as soon as that is done."""
-        if flight not in self._generators:
-            self._prepare_fast(flight)
-        programs = self._compiling.get(flight, {})
-        if programs and all(program.done() for program in programs.values()):
-            self._take_compiled(flight, programs)
-        return self._generators[flight]
 
     def _prepare_fast(self, flight: Flight) -> None:
         """Find the fastest way for a model, and have it compiled if that may pay."""
@@ -260,7 +260,9 @@ def _facts(name: str, model: Model) -> ModelFacts:
         classes=card.classes,
         default_steps=card.default_steps,
         max_steps=card.max_steps,
-        solvers=SOLVERS,
+        sigma_min=card.sigma_min,
+        sigma_max=card.sigma_max,
+        solvers=tuple(SOLVERS),
         checkpoint_sha256=model.sha256,
         parameters=model.parameters,
         license=card.license,

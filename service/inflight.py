@@ -174,12 +174,12 @@ class Inflight:
     def _evaluate(self, chosen: Sequence[Cohort], shares: Sequence[Share]) -> None:
         """One network call."""
         flight, images = chosen[0].flight, sum([cohort.images for cohort in chosen])
-        walks = [cohort.walk or _begun(cohort, self.engine) for cohort in chosen]
+        self.engine.prepare_flight(flight)
         started = time.monotonic()
         for share in shares:
             share.started = share.started or started
             share.widest = max(share.widest, images)
-        self.engine.evaluate(flight, walks)
+        self.engine.evaluate(flight, [cohort.walk or _begun(cohort, self.engine) for cohort in chosen])
         seconds = time.monotonic() - started
         for cohort in chosen:
             cohort.remaining -= 1

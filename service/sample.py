@@ -4,13 +4,14 @@ import errno
 import json
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from models.sampling import Sampling, SamplingOptions
 from service import __version__
 from service.catalogue import OfferedModel
 from service.job import Part
@@ -21,13 +22,13 @@ from service.store import LocalStore
 
 MAX_SEED = 2**63 - 1
 
+CHOICES = set(Sampling.model_fields)
+"""The fields of a request that decide the path."""
+
 Precision = Literal["exact", "fast"]
 
 DRAWN_SEED_LIMIT = 2**53
 """Seeds are drawn below it, where a JavaScript client still reads every digit."""
-
-EVALUATIONS: dict[str, Callable[[int], int]] = {"heun": lambda steps: 2 * steps - 1}
-"""Network evaluations of each image, by solver; a test holds it against the solver itself."""
 
 
 def _dimension(value: object) -> object:
@@ -58,19 +59,19 @@ LabelField = Annotated[
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-class SampleRequest(BaseModel):
+class SampleRequest(SamplingOptions):
     """The body of `POST /v1/samples`."""
 
     model_config = ConfigDict(
         strict=True,
         extra="forbid",
+        allow_inf_nan=False,
         json_schema_extra={"examples": [{"dataset": "digits", "D": 2048, "count": 16, "label": 7, "scale": 8}]},
     )
 
     dataset: str = Field(max_length=64, description="As listed by /v1/models.")
     D: DimensionField = Field(description='Augmentation dimension, or "inf".')
-    steps: int | None = Field(None, ge=2, description="Solver steps; the model's default if left out.")
-    solver: str = Field("heun", max_length=32)
+    steps: int | None = Field(None, ge=2, description="Noise levels of the path; the model's default if left out.")
     precision: Precision | None = Field(
         None,
         description="exact: float32, the same bytes on the same kind of device. fast: as quick as the device allows, "
@@ -85,7 +86,7 @@ class SampleRequest(BaseModel):
     scale: int = Field(1, ge=1, le=16, description="Enlargement of the PNGs, nearest neighbour.")
 
 
-class Resolved(BaseModel):
+class Resolved(Sampling):
     """A request with everything decided that can be decided at the door; kept with the job."""
 
     model_config = ConfigDict(frozen=True)
@@ -94,8 +95,6 @@ class Resolved(BaseModel):
     D: int | float | Literal["inf"]
     model: str
     checkpoint_sha256: str
-    steps: int
-    solver: str
     precision: Precision
     count: int
     seeds: list[int]
@@ -134,6 +133,9 @@ def resolve(
     if request.count > max_count:
         checks.add("count", f"must be at most {max_count}")
     checks.raise_any()
+    sampling = Sampling(steps=steps, **{name: getattr(request, name) for name in SamplingOptions.model_fields})
+    for field, reason in sampling.faults(model.sigma_min, model.sigma_max):
+        checks.add(field, reason)
     seeds = _seeds(request, checks)
     labels = _labels(request, model.classes, checks)
     columns = request.columns or math.ceil(math.sqrt(request.count))
@@ -143,13 +145,13 @@ def resolve(
     if height * width * request.scale**2 > max_pixels:
         checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
     checks.raise_any()
+    ends = sampling.range(model.sigma_min, model.sigma_max)
     return Resolved(
+        **sampling.model_dump() | ends._asdict(),
         dataset=model.dataset,
         D=model.D,
         model=model.name,
         checkpoint_sha256=model.checkpoint_sha256,
-        steps=steps,
-        solver=request.solver,
         precision=request.precision or precision,
         count=request.count,
         seeds=seeds,
@@ -213,7 +215,7 @@ class Walk(Protocol):
 class Sampler(Protocol):
     """What the kind needs of the engine."""
 
-    def walk(self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], steps: int, solver: str) -> Walk:
+    def walk(self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling) -> Walk:
         """The walk of one image per seed; labels of None are drawn from the seed."""
 
 
@@ -232,7 +234,7 @@ class SampleKind:
 
     def evaluations(self, request: Resolved) -> int:
         """The cost of each image."""
-        return EVALUATIONS[request.solver](request.steps)
+        return request.evaluations
 
     def lane(self, request: Resolved) -> str:
         """Jobs of equal cost: the model (dataset and D), the steps, the solver and the precision."""
@@ -250,7 +252,7 @@ class SampleKind:
         """The way of images start..start+length-1 of a request."""
         span = slice(start, start + length)
         labels = (request.labels or [None] * request.count)[span]
-        return engine.walk(self.flight(request), request.seeds[span], labels, request.steps, request.solver)
+        return engine.walk(self.flight(request), request.seeds[span], labels, request)
 
     def output(self, walks: Sequence[Walk]) -> Images:
         """The images of finished walks, one after the other."""
@@ -310,8 +312,7 @@ def provenance(request: Resolved, labels: Sequence[int], checkpoint_sha256: str)
         "Software": f"PFGM++ Serve {__version__}",
         "dataset": request.dataset,
         "D": str(request.D),
-        "steps": str(request.steps),
-        "solver": request.solver,
+        **{name: str(value) for name, value in request.model_dump(include=CHOICES, exclude_none=True).items()},
         "precision": request.precision,
         "seeds": json.dumps(request.seeds),
         "labels": json.dumps(labels),

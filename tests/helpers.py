@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from bench.running import PATIENCE_SECONDS
+from models.sampling import SOLVER_FACTS
 from service.catalogue import ModelFacts, WorkerState
 from service.policy import Appetite
 from service.queue import Batch, Queue, new_id
@@ -39,7 +40,7 @@ def facts(dataset: str = "digits", D: float | str = 2048, **changes: object) -> 
             "classes": tuple("0123456789"),
             "default_steps": 18,
             "max_steps": 256,
-            "solvers": ("heun",),
+            "solvers": tuple(SOLVER_FACTS),
             "checkpoint_sha256": "0" * 64,
             "parameters": 1,
             "license": "Apache-2.0",

@@ -481,3 +481,41 @@ async def test_the_openapi_document_describes_the_contract(client: httpx.AsyncCl
     assert {"application/json", "image/png"} == set(submit["responses"]["200"]["content"])
     assert [parameter["name"] for parameter in submit["parameters"]] == ["Prefer"]
     assert "count" in submit["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(
+    ("choice", "field"),
+    [
+        ({"solver": "dpm"}, "solver"),
+        ({"solver": "ipndm", "steps": 3}, "steps"),
+        ({"sigma_min": 0.0001}, "sigma_min"),
+        ({"sigma_max": 1000}, "sigma_max"),
+        ({"sigma_min": 5, "sigma_max": 5}, "sigma_min"),
+        ({"S_churn": 10}, "S_churn"),
+        ({"solver": "churn", "S_noise": -1}, "S_noise"),
+        ({"solver": "unipc", "schedule": "vp"}, "schedule"),
+        ({"discretization": "cosine"}, "discretization"),
+        ({"discretization": "iddpm", "sigma_min": 40}, "steps"),
+        ({"alpha": "much"}, "alpha"),
+    ],
+)
+async def test_a_choice_of_sampling_that_cannot_be_is_named(
+    client: httpx.AsyncClient, choice: dict[str, Any], field: str
+) -> None:
+    errors = problem(await client.post("/v1/samples", json=GOOD | choice), 422, "invalid-request").errors
+    assert errors is not None
+    assert [error.field for error in errors] == [field]
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_choice_of_sampling_is_filled_in_and_echoed(client: httpx.AsyncClient) -> None:
+    body = GOOD | {"solver": "churn", "S_churn": 30, "S_max": 1, "sigma_min": 0.004, "steps": 20}
+    job = (await client.post("/v1/samples", json=body)).json()
+    echoed = {
+        name: job["request"][name] for name in ("solver", "S_churn", "S_max", "S_noise", "sigma_min", "sigma_max")
+    }
+    assert echoed == {
+        "solver": "churn", "S_churn": 30, "S_max": 1, "S_noise": 1, "sigma_min": 0.004, "sigma_max": 80
+    }  # fmt: skip
+    assert job["progress"]["evaluations_total"] == 39 * job["progress"]["images_total"]

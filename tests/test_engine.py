@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bench.stores import untrained_checkpoint
 from models.generate import UInt8Array
+from models.sampling import Sampling
 from models.shapes import Network
 from service.engine import Engine
 from service.policy import Flight
@@ -30,7 +31,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def sampled(engine: Engine, flight: Flight, seeds: Sequence[int]) -> UInt8Array:
-    walk = engine.walk(flight, seeds, [seed % 3 for seed in seeds], 4, "heun")
+    walk = engine.walk(flight, seeds, [seed % 3 for seed in seeds], Sampling(steps=4))
     while not walk.is_finished:
         engine.evaluate(flight, [walk])
     return walk.images()
@@ -53,7 +54,10 @@ def test_both_precisions_are_served_and_exact_stays_as_it_is(store: Path) -> Non
 def test_images_of_other_jobs_in_a_fast_call_change_nothing_one_could_see(store: Path) -> None:
     engine = Engine(store, CPU, 8)
     alone = sampled(engine, flight("fast"), [3])
-    walks = [engine.walk(flight("fast"), [seed], [seed % 3], steps, "heun") for seed, steps in ((3, 4), (4, 9), (5, 2))]
+    walks = [
+        engine.walk(flight("fast"), [seed], [seed % 3], Sampling(steps=steps))
+        for seed, steps in ((3, 4), (4, 9), (5, 2))
+    ]
     while not walks[0].is_finished:
         engine.evaluate(flight("fast"), [walk for walk in walks if not walk.is_finished])
     assert np.abs(walks[0].images().astype(int) - alone).mean() < 2

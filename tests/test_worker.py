@@ -15,12 +15,13 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.stores import exact_checkpoint
+from models.sampling import SOLVER_FACTS, Sampling, SolverName
 from service import metrics
 from service.catalogue import Catalogue
 from service.job import Job, JobError
 from service.kinds import KINDS
 from service.queue import Census, JobReport, Queue, Report, new_id
-from service.sample import EVALUATIONS, Images, Resolved, SampleRequest, resolve
+from service.sample import Images, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
 from service.worker import Misconfigured, Worker
@@ -103,6 +104,18 @@ def metric(name: str, **labels: str) -> float:
     )
 
 
+@pytest.mark.parametrize("solver", SOLVER_FACTS)
+async def test_every_solver_gives_a_seed_its_image_whatever_shares_the_batch(
+    settings: Settings, queue: Queue, submit: Submit, solver: SolverName
+) -> None:
+    async with working(settings):
+        alone = await ended(queue, await submit(count=1, seed=3, steps=6, solver=solver, alpha=0.1))
+        crowd = await ended(queue, await submit(count=5, seed=1, steps=6, solver=solver, alpha=0.1))
+    assert (alone.status, crowd.status) == ("succeeded", "succeeded")
+    assert (images_of(settings, alone.id)[0] == images_of(settings, crowd.id)[2]).all()
+    assert crowd.progress().evaluations_done == 5 * Sampling(steps=6, solver=solver).evaluations
+
+
 async def test_a_job_ends_with_images_grid_and_latency(settings: Settings, queue: Queue, submit: Submit) -> None:
     async with working(settings):
         job = await ended(queue, await submit(count=5, seed=1, labels=[0, 1, 0, 1, 0], steps=6, scale=3))
@@ -157,7 +170,7 @@ async def test_concurrent_requests_of_one_kind_share_batches(
         for job_id in (*ids, other):
             assert (await ended(queue, job_id)).status == "succeeded"
     calls = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128") - calls_before
-    assert calls <= (math.ceil(60 / settings.batch_images) + 1) * EVALUATIONS["heun"](18)
+    assert calls <= (math.ceil(60 / settings.batch_images) + 1) * Sampling(steps=18).evaluations
     assert metric("pfgmpp_batch_images_sum", model="points-d128") - images_before == 60
 
 
@@ -434,7 +447,8 @@ async def test_forgotten_results_are_swept(settings: Settings, queue: Queue, sub
 async def test_the_cost_is_what_the_solver_asks_for(steps: int) -> None:
     import torch
 
-    from models.sampler import heun, noise_levels
+    from models.levels import noise_levels
+    from models.sampler import heun
 
     asked: list[int] = []
     x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
@@ -444,4 +458,4 @@ async def test_the_cost_is_what_the_solver_asks_for(steps: int) -> None:
         return x / 2
 
     solve(heun(x, noise_levels(steps)), denoiser)
-    assert len(asked) == EVALUATIONS["heun"](steps)
+    assert len(asked) == Sampling(steps=steps).evaluations

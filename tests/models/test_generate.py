@@ -10,6 +10,7 @@ import torch
 from models import checkpoint
 from models.checkpoint import Model
 from models.generate import Generator, UInt8Array, Walk, chosen_labels, to_uint8
+from models.sampling import Sampling
 from models.seeds import drawn_label
 from models.shapes import steady_shapes
 from tests.models.helpers import card, random_tensors, shapes, torch_threads
@@ -121,7 +122,7 @@ def test_a_model_without_classes_needs_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 9])
 def test_a_walk_takes_2n_minus_1_evaluations(tiny: Model, count: int) -> None:
     generator, evaluations = Generator(tiny, shapes(8)), 0
-    walk = generator.walk(range(count), [None] * count, 4)
+    walk = generator.walk(range(count), [None] * count, Sampling(steps=4))
     while not walk.is_finished:
         generator.evaluate([walk])
         evaluations += 1
@@ -137,7 +138,7 @@ def test_walks_of_other_lengths_and_positions_share_evaluations_without_a_trace(
     while turn in plans or under_way or turn < max(plans):
         if turn in plans:
             seeds, steps = plans[turn]
-            under_way[turn] = generator.walk(seeds, [None] * len(seeds), steps)
+            under_way[turn] = generator.walk(seeds, [None] * len(seeds), Sampling(steps=steps))
         if under_way:
             generator.evaluate(list(under_way.values()))
         found |= {start: walk.images() for start, walk in under_way.items() if walk.is_finished}
@@ -158,7 +159,7 @@ def overflowing(tmp_path: Path) -> Model:
 
 def test_there_are_no_images_before_the_end(tiny: Model) -> None:
     with pytest.raises(ValueError, match="has not come to its end"):
-        Generator(tiny, shapes(8)).walk([1], [0], STEPS).images()
+        Generator(tiny, shapes(8)).walk([1], [0], Sampling(steps=STEPS)).images()
 
 
 def test_images_that_are_not_finite_are_an_error(overflowing: Model) -> None:

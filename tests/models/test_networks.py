@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.card import VP, UNetOptions
 from models.checkpoint import build
+from models.levels import LevelsError, iddpm_levels, rounded
 from models.precond import Denoiser, vp_time
 from tests.models.helpers import FIXTURES, card, options, parameters, recorded, relative_error
 
@@ -76,10 +77,13 @@ def test_images_at_different_noise_levels_share_a_call(name: str) -> None:
 
 
 def test_an_iddpm_network_is_asked_at_the_noise_levels_of_its_table_alone() -> None:
-    denoiser = network("adm-iddpm")
-    table = [*denoiser.u.tolist()]
-    assert denoiser.rounded([table[3], table[3] * 1.01, 0.0]) == [table[3], table[3], 0.0]
-    assert network("ddpmpp-vp").rounded([1.5]) == [1.5]
+    table = network("adm-iddpm").table
+    assert table == pytest.approx(iddpm_levels(), rel=2e-3)
+    assert rounded([table[3] * 1.01, table[4], 0.0], table) == [table[3], table[4], 0.0]
+    with pytest.raises(LevelsError, match="2 steps are too many"):
+        rounded([table[3] * 1.01, table[3], 0.0], table)
+    assert network("ddpmpp-vp").table == ()
+    assert rounded([1.5, 0.0], ()) == [1.5, 0.0]
 
 
 def test_vp_time_is_the_inverse_of_its_noise_level() -> None:

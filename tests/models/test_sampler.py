@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.sampler import Query, heun, noise_levels
+from models.levels import noise_levels
+from models.sampler import Query, heun
 from tests.models.helpers import FIXTURES, Array, Denoiser, recorded, relative_error, solve
 from tests.models.test_networks import network
 

@@ -1,0 +1,120 @@
+"""What a request may choose of how images are sampled, and what that costs: readable without torch."""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.levels import Discretization, LevelsError, Range, Scaling, ScheduleName, default_range, discretized
+
+SolverName = Literal["heun", "euler", "churn", "dpmpp-2m", "dpmpp-3m", "unipc", "ipndm"]
+
+
+class SolverFacts(NamedTuple):
+    """What is to be known of a solver before it runs."""
+
+    is_second_order: bool = False
+    """Whether all steps but the last take two evaluations."""
+    least_steps: int = 2
+    """Fewer would not reach its order once."""
+
+
+SOLVER_FACTS: dict[SolverName, SolverFacts] = {
+    "heun": SolverFacts(is_second_order=True),
+    "euler": SolverFacts(),
+    "churn": SolverFacts(is_second_order=True),
+    "dpmpp-2m": SolverFacts(),
+    "dpmpp-3m": SolverFacts(least_steps=3),
+    "unipc": SolverFacts(least_steps=3),
+    "ipndm": SolverFacts(least_steps=4),
+}
+
+CHURN_FIELDS = ("S_churn", "S_min", "S_max", "S_noise")
+
+
+class SamplingOptions(BaseModel):
+    """What a request may choose beside the number of steps; every default is EDM's."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    solver: SolverName = Field("heun", description="As listed by the model.")
+    sigma_min: float | None = Field(None, gt=0, description="Lowest noise level before 0; the model's if left out.")
+    sigma_max: float | None = Field(None, gt=0, description="Highest, where the prior is drawn; the model's.")
+    rho: float = Field(7.0, ge=1, le=100, description="How the noise levels crowd towards the lowest (edm).")
+    discretization: Discretization = Field("edm", description="Whose noise levels: edm, vp, ve or iddpm.")
+    schedule: ScheduleName = Field("linear", description="How noise grows with time: linear (edm), vp or ve.")
+    scaling: Scaling = Field("none", description="How images are scaled on their way: none (edm) or vp.")
+    second_order: float = Field(1.0, gt=0, le=1, description="Where in a step heun takes its second slope; 1: its end.")
+    S_churn: float = Field(40.0, ge=0, le=10_000, description="churn: how much noise is renewed, over all steps.")
+    S_min: float = Field(0.0, ge=0, description="churn: from this noise level on.")
+    S_max: float | None = Field(None, gt=0, description="churn: up to this noise level; any if left out.")
+    S_noise: float = Field(1.0, ge=0, le=2, description="churn: deviation of the new noise.")
+    alpha: float = Field(0.0, ge=0, le=10, description="Noise injected before each step, in noise levels.")
+
+
+class Sampling(SamplingOptions):
+    """A whole choice: what decides the path of an image, beside its seed, its class and the model."""
+
+    steps: int = Field(ge=2)
+    """Noise levels at which the network is asked."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of each image."""
+        return 2 * self.steps - 1 if SOLVER_FACTS[self.solver].is_second_order else self.steps
+
+    @property
+    def is_ablation(self) -> bool:
+        """Whether the path is that of another process than EDM's, or the second slope not taken at the end."""
+        return (self.schedule, self.scaling, self.second_order) != ("linear", "none", 1.0)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether noise is added on the way."""
+        return self.solver == "churn" or self.alpha > 0
+
+    def range(self, sigma_min: float, sigma_max: float) -> Range:
+        """The noise levels of the path for a model with this range."""
+        usual = Range(sigma_min, sigma_max) if self.discretization == "edm" else default_range(self.discretization)
+        return Range(
+            self.sigma_min or max(usual.sigma_min, sigma_min), self.sigma_max or min(usual.sigma_max, sigma_max)
+        )
+
+    def levels(self, ends: Range) -> list[float]:
+        """The falling noise levels between these, then 0. Raises ValueError as `discretized` does."""
+        return discretized(self.discretization, self.steps, *ends, self.rho)
+
+    def faults(self, sigma_min: float, sigma_max: float) -> Iterator[tuple[str, str]]:
+        """Every (field, reason) for which a model of this range cannot be sampled so."""
+        least, ends = SOLVER_FACTS[self.solver].least_steps, self.range(sigma_min, sigma_max)
+        if self.steps < least:
+            yield "steps", f"must be at least {least} for {self.solver}, which else never reaches its order"
+        for name, level in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
+            if level and not sigma_min <= level <= sigma_max:
+                yield name, f"must be from {sigma_min:g} to {sigma_max:g}, the noise levels of this model"
+        if ends.sigma_min >= ends.sigma_max:
+            yield "sigma_min", f"must be below sigma_max, {ends.sigma_max:g}"
+        else:
+            yield from self._levels_faults(ends)
+        yield from self._mismatches()
+
+    def _levels_faults(self, ends: Range) -> Iterator[tuple[str, str]]:
+        try:
+            self.levels(ends)
+        except LevelsError as error:
+            yield "steps", str(error)
+
+    def _mismatches(self) -> Iterator[tuple[str, str]]:
+        """Options that would do nothing beside the others."""
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        if self.solver != "churn":
+            yield from ((name, "is for the solver churn") for name in CHURN_FIELDS if name in changed)
+        if self.solver not in {"heun", "euler"}:
+            others = ("schedule", "scaling", "second_order")
+            yield from ((name, "is for the solvers heun and euler") for name in others if name in changed)
+        if self.solver == "euler" and "second_order" in changed:
+            yield "second_order", "is for the solver heun"
+        if self.discretization != "edm" and "rho" in changed:
+            yield "rho", "is for the discretization edm"
+        if self.is_ablation and self.alpha:
+            yield "alpha", "cannot be combined with another schedule, scaling or second_order"
