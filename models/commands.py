@@ -1,7 +1,8 @@
-"""The commands of the model side: `pfgmpp train` and `pfgmpp judge`. What they need is imported when one runs."""
+"""The commands of the model side: train, judge, import, inspect. What they need is imported when one runs."""
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -66,7 +67,8 @@ def judge(
     count: Annotated[int, typer.Option(help="Images of each model.", min=10)] = 1000,
     steps: Annotated[int, typer.Option(help="Solver steps.", min=2)] = 18,
     precision: Annotated[
-        Literal["exact", "fast"], typer.Option(help="float32, or what is fastest on this machine.")
+        Literal["exact", "fast", "bfloat16"],
+        typer.Option(help="float32; what is fastest on this machine; or half precision even where it is slow."),
     ] = "exact",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
@@ -99,3 +101,96 @@ def judge(
             f"| {model.card.dataset}, D = {format_D(model.card.D)} | {verdict.images:,} | {verdict.recognised:.1%} "
             f"| {verdict.nearest:.3f} | {verdict.copies:.1%} |"
         )
+
+
+def solvers(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Checkpoints; the shipped ones of D = 128 and inf if left out.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Images of each.", min=1)] = 64,
+    evaluations: Annotated[str, typer.Option(help="Most network evaluations of an image, with commas.")] = "5,10,18,35",
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+) -> None:
+    """Measure how near each solver comes to the end of the path with few evaluations, and print the table."""
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    from models.card import SHIPPED, CheckpointError, format_D
+    from models.checkpoint import load
+    from models.convergence import rows
+
+    torch.set_num_threads(threads)
+    try:
+        most = [int(each) for each in evaluations.split(",")]
+        models = [load(path) for path in files or (SHIPPED / f"digits-d{D}.safetensors" for D in ("128", "inf"))]
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error)) from error
+    except ValueError as error:
+        raise typer.BadParameter(f"--evaluations {evaluations}: whole numbers with commas between them") from error
+    typer.echo("| model | solver | evaluations | distance to the converged image | seconds per image |")
+    typer.echo("|---|---|---|---|---|")
+    for model in models:
+        name = f"{model.card.dataset}, D = {format_D(model.card.D)}"
+        for row in track(rows(model, most, count), name, console=Console(stderr=True)):
+            typer.echo(f"| {name} | {row.solver} | {row.evaluations} | {row.distance:.3f} | {row.seconds:.4f} |")
+
+
+def import_official(
+    file: Annotated[Path, typer.Argument(help="A `.pkl` or `.pt` of the official code.")],
+    dataset: Annotated[str | None, typer.Option(help="Its data set; as the file notes it if left out.")] = None,
+    D: Annotated[str | None, typer.Option("--D", help='A number > 0 or "inf", where the file does not tell.')] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Names of the classes: a JSON list, or one a line; 0, 1, 2 ... if left out.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--out", help="The checkpoint to write.")] = None,
+) -> None:
+    """Turn an official checkpoint of PFGM++ or EDM into one that can be served. Nothing in it is executed."""
+    from safetensors import SafetensorError
+
+    from models import checkpoint
+    from models.card import parse_D
+    from models.official import convert, open_official, read_classes
+
+    try:
+        names = None if classes is None else read_classes(classes)
+        card, tensors = convert(open_official(file), dataset, None if D is None else parse_D(D), names)
+    except ValueError as error:
+        _give_up(str(error))
+    output = output or Path(f"{card.name}.safetensors")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(output, card, tensors)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            output.with_suffix(".partial").unlink(missing_ok=True)
+        _give_up(f"{output}: cannot be written ({error})")
+    typer.echo(f"wrote {output}: {card.name}, licensed {card.license}")
+
+
+def inspect(file: Annotated[Path, typer.Argument(help="An official checkpoint, or one of this program.")]) -> None:
+    """Print what a checkpoint holds. Nothing in it is executed."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from models.card import CheckpointError
+    from models.official import describe
+
+    try:
+        facts = describe(file)
+    except CheckpointError as error:
+        _give_up(str(error))
+    width, console = max(map(len, facts)), Console()
+    for name, fact in facts.items():
+        console.print(Text(f"{_printable(name):<{width}} ", "bold"), Text(_printable(fact)), soft_wrap=True)
+
+
+def _give_up(message: str) -> NoReturn:
+    """End the program with one line on standard error."""
+    typer.echo(f"pfgmpp: {_printable(message)}", err=True)
+    raise typer.Exit(2)
+
+
+def _printable(text: str) -> str:
+    """A text without characters that move the cursor or change colours, which a file may hold."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

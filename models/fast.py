@@ -102,20 +102,20 @@ def in_precision(network: Denoiser, dtype: torch.dtype) -> Denoiser:
         if isinstance(layer, Block) or "residual" in name
     ]
     tensors = [tensor for layer in layers for tensor in (*layer.parameters(), *layer.buffers())]
-    lower = _copy(network, {tensor: tensor.to(dtype) for tensor in tensors})
+    lower = copied(network, {tensor: tensor.to(dtype) for tensor in tensors})
     lower.model.dtype = dtype
     return lower
 
 
 def with_winograd(network: nn.Module, names: tuple[str, ...]) -> nn.Module:
     """The network with those of its convolutions done by Winograd's algorithm."""
-    faster = _copy(network, {})
+    faster = copied(network, {})
     for name in names:
         faster.set_submodule(name, WinogradConv(cast("Conv", network.get_submodule(name))))
     return faster
 
 
-def _copy(network: N, replaced: dict[Tensor, Tensor]) -> N:
+def copied(network: N, replaced: dict[Tensor, Tensor]) -> N:
     """A copy of a network with the same tensors, but for those replaced."""
     memo: dict[int, object] = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
     for old, new in replaced.items():

@@ -24,10 +24,16 @@ UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 class Walk:
-    """Images that walk through the same noise levels side by side, asking for one estimate after the other."""
+    """Images that walk through the same noise levels side by side, asking for one estimate after the other.
 
-    def __init__(self, solver: Solver, labels: list[int], one_hot: Tensor | None, name: str):
+    Of so many estimates, `keep_every`, it keeps the first for the trajectory; 0 keeps none.
+    """
+
+    def __init__(self, solver: Solver, labels: list[int], one_hot: Tensor | None, name: str, keep_every: int = 0):
         self.labels = labels
+        self._keep_every = keep_every
+        self._asked = 0
+        self._estimates: list[Tensor] = []
         self.one_hot = one_hot
         self._solver = solver
         self._name = name
@@ -40,6 +46,9 @@ class Walk:
 
     def advance(self, denoised: Tensor) -> None:
         """Take the estimate [n, C, H, W] that was asked for, in float64, as far as the next query or the end."""
+        if self._keep_every and self._asked % self._keep_every == 0:
+            self._estimates.append(to_pixels(denoised))
+        self._asked += 1
         try:
             self.query = self._solver.send(denoised)
         except StopIteration as end:
@@ -55,6 +64,10 @@ class Walk:
         if not self._end.isfinite().all():
             raise FloatingPointError(f"{self._name} gave values that are not finite")
         return to_uint8(self._end)
+
+    def trajectory(self) -> UInt8Array | None:
+        """The denoised estimates of every step, uint8 [n, steps, H, W, C]; None if they were not kept."""
+        return torch.stack(self._estimates, dim=1).cpu().numpy() if self._estimates else None
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,8 @@ class Generator:
         x = self._images([prior(seed, card.shape, card.D, levels[0]) for seed in seeds])
         one_hot = torch.eye(len(card.classes), device=device)[chosen] if card.classes else None
         noise = self._noise(seeds) if sampling.is_noisy else None
-        return Walk(solver_of(sampling, x, levels, ends, noise), chosen, one_hot, card.name)
+        keep_every = sampling.evaluations_per_step if sampling.trajectory else 0
+        return Walk(solver_of(sampling, x, levels, ends, noise), chosen, one_hot, card.name, keep_every)
 
     def _noise(self, seeds: Sequence[int]) -> Noise:
         """Standard Gaussian noise, each image's from its own stream."""
@@ -138,5 +152,9 @@ def chosen_labels(seeds: Sequence[int], labels: Sequence[int | None], classes: i
 
 def to_uint8(x: Tensor) -> UInt8Array:
     """Pixels [B, C, H, W] in [-1, 1] as uint8 [B, H, W, C]; what lies outside is clipped."""
-    pixels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return to_pixels(x).contiguous().cpu().numpy()
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """The same where x is, seen as [B, H, W, C]."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from sklearn.metrics import pairwise_distances_argmin_min
@@ -10,10 +10,10 @@ from sklearn.svm import SVC
 
 from models.checkpoint import Model
 from models.data import Dataset, load_digits
-from models.fast import Precision, fastest
+from models.fast import Precision, Way, fastest
 from models.generate import Generator, UInt8Array, to_uint8
 from models.kernel import FloatArray
-from models.shapes import steady_shapes, timed_shapes
+from models.shapes import Shapes, steady_shapes
 
 BATCH = 64
 
@@ -67,14 +67,15 @@ def balanced(
     count: int,
     steps: int,
     report: Callable[[int], object] = lambda done: None,
-    precision: Precision = "exact",
+    precision: Precision | Literal["bfloat16"] = "exact",
 ) -> tuple[UInt8Array, list[int]]:
     """Images of seeds 0..count-1 with classes in turn, through the sampler of the service; and those classes."""
-    if precision == "fast":
-        model = replace(model, network=fastest(model).of(model.network))
-        generator = Generator(model, timed_shapes(model, BATCH, model.network))
-    else:
+    if precision == "exact":
         generator = Generator(model, steady_shapes(model, BATCH))
+    else:
+        way = Way(precision) if precision == "bfloat16" else fastest(model)
+        # In one size, for not every CPU has bfloat16 for a single image.
+        generator = Generator(replace(model, network=way.of(model.network)), Shapes((BATCH,), (1.0,)))
     labels = [seed % len(model.card.classes) for seed in range(count)]
     batches = []
     for start in range(0, count, BATCH):

@@ -10,6 +10,9 @@ from models.levels import Discretization, LevelsError, Range, Scaling, ScheduleN
 SolverName = Literal["heun", "euler", "churn", "dpmpp-2m", "dpmpp-3m", "unipc", "ipndm"]
 
 
+Quantized = Literal["all", "official"]
+
+
 class SolverFacts(NamedTuple):
     """What is to be known of a solver before it runs."""
 
@@ -50,6 +53,11 @@ class SamplingOptions(BaseModel):
     S_max: float | None = Field(None, gt=0, description="churn: up to this noise level; any if left out.")
     S_noise: float = Field(1.0, ge=0, le=2, description="churn: deviation of the new noise.")
     alpha: float = Field(0.0, ge=0, le=10, description="Noise injected before each step, in noise levels.")
+    bits: int | None = Field(None, ge=2, le=16, description="Weights rounded to so many bits; none if left out.")
+    quantized: Quantized = Field(
+        "all", description="Which weights: all, or those of the official code, which leaves all layers at 32x32 float."
+    )
+    trajectory: bool = Field(False, description="Also keep the denoised estimate of every step.")
 
 
 class Sampling(SamplingOptions):
@@ -59,9 +67,14 @@ class Sampling(SamplingOptions):
     """Noise levels at which the network is asked."""
 
     @property
+    def evaluations_per_step(self) -> int:
+        """Of all steps but the last, which takes one."""
+        return 2 if SOLVER_FACTS[self.solver].is_second_order else 1
+
+    @property
     def evaluations(self) -> int:
         """Network evaluations of each image."""
-        return 2 * self.steps - 1 if SOLVER_FACTS[self.solver].is_second_order else self.steps
+        return self.evaluations_per_step * (self.steps - 1) + 1
 
     @property
     def is_ablation(self) -> bool:
@@ -116,5 +129,7 @@ class Sampling(SamplingOptions):
             yield "second_order", "is for the solver heun"
         if self.discretization != "edm" and "rho" in changed:
             yield "rho", "is for the discretization edm"
+        if self.bits is None and "quantized" in changed:
+            yield "quantized", "is for bits"
         if self.is_ablation and self.alpha:
             yield "alpha", "cannot be combined with another schedule, scaling or second_order"

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -12,7 +12,7 @@ from service import __version__
 from service.catalogue import OfferedModel
 from service.door import Door, with_result
 from service.job import Job, JobView
-from service.picture import png, read_array
+from service.picture import film, path, png, read_array
 from service.problems import (
     BodyTooLarge,
     Gone,
@@ -29,7 +29,7 @@ from service.problems import (
     QueueUnavailable,
     TooSlow,
 )
-from service.sample import SampleRequest
+from service.sample import TRAJECTORY, SampleRequest
 from service.settings import Settings
 from service.wire import (
     PREFER_WAIT,
@@ -44,6 +44,7 @@ from service.wire import (
 router = APIRouter()
 
 PNG = {"content": {"image/png": {}}, "description": "The picture."}
+GIF = {"content": {"image/gif": {}}, "description": "The film."}
 
 
 def door_of(request: Request) -> Door:
@@ -153,6 +154,45 @@ async def image(job_id: str, k: str, request: Request) -> Response:
     return known or await _picture(finished, k, lambda: png(read_array(path, is_mapped=True)[int(k)], scale))
 
 
+@router.get(
+    "/v1/jobs/{job_id}/trajectory.gif",
+    tags=["results"],
+    summary="How the images of a job came about, as a film",
+    response_class=Response,
+    responses={200: GIF, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+)
+async def trajectory_film(job_id: str, request: Request) -> Response:
+    """The grids of the denoised estimates of every step, then of the images; of jobs with `trajectory`."""
+    return await _trajectory(request, job_id, "gif")
+
+
+@router.get(
+    "/v1/jobs/{job_id}/trajectory.png",
+    tags=["results"],
+    summary="How the images of a job came about, side by side",
+    response_class=Response,
+    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+)
+async def trajectory_picture(job_id: str, request: Request) -> Response:
+    """A row for every image: the denoised estimates of every step, then itself; of jobs with `trajectory`."""
+    return await _trajectory(request, job_id, "png")
+
+
+async def _trajectory(request: Request, job_id: str, form: Literal["gif", "png"]) -> Response:
+    door = door_of(request)
+    finished = await door.finished(job_id)
+    if not finished.request.get("trajectory"):
+        raise NotFound(f'job {job_id} kept no trajectory; ask for one with "trajectory": true')
+
+    def draw() -> bytes:
+        files = (door.store.path(finished.id, name) for name in ("images.npy", TRAJECTORY))
+        images, estimates = (read_array(file, is_mapped=True) for file in files)
+        columns, scale = finished.request["columns"], finished.request["scale"]
+        return film(images, estimates, columns, scale) if form == "gif" else png(path(images, estimates), scale)
+
+    return _known(request, finished, form) or await _picture(finished, form, draw, f"image/{form}")
+
+
 def _known(request: Request, job: Job, name: str) -> Response | None:
     """304 when the client has the picture."""
     headers = _result_headers(job, name)
@@ -160,13 +200,13 @@ def _known(request: Request, job: Job, name: str) -> Response | None:
     return Response(status_code=304, headers=headers) if tags & {headers["ETag"], "*"} else None
 
 
-async def _picture(job: Job, name: str, content: Callable[[], bytes]) -> Response:
+async def _picture(job: Job, name: str, content: Callable[[], bytes], media_type: str = "image/png") -> Response:
     """A picture of a job; `content` reads or draws it in a thread. Raises Gone."""
     try:
         picture = await asyncio.to_thread(content)
     except OSError as error:
         raise Gone(f"the result of job {job.id} is no longer in the store") from error
-    return Response(picture, media_type="image/png", headers=_result_headers(job, name))
+    return Response(picture, media_type=media_type, headers=_result_headers(job, name))
 
 
 def _result_headers(job: Job, name: str) -> dict[str, str]:

@@ -19,7 +19,8 @@ from models.compiled import CompiledNetwork, compile_in_background
 from models.fast import Fast, fastest_with_shapes
 from models.generate import Generator
 from models.memory import Memory, fingerprint
-from models.sampling import Sampling
+from models.quantize import quantized
+from models.sampling import Quantized, Sampling
 from models.shapes import Network, Shapes, steady_shapes, timed_shapes, warm_up
 from models.solvers import SOLVERS
 from service.catalogue import ModelFacts
@@ -28,6 +29,9 @@ from service.policy import Flight
 from service.sample import Precision, Walk
 
 Finding = TypeVar("Finding")
+
+KEPT_QUANTIZED = 2
+"""So many models of rounded weights are held at once."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 2**30
@@ -110,7 +114,7 @@ class Engine:
     def prepare_flight(self, flight: Flight) -> None:
         """Make one model ready in a precision, and let it run compiled as soon as that can be."""
         if flight not in self._generators:
-            self._prepare_fast(flight)
+            (self._prepare_quantized if flight.bits else self._prepare_fast)(flight)
         programs = self._compiling.get(flight, {})
         if programs and all(program.done() for program in programs.values()):
             self._take_compiled(flight, programs)
@@ -163,6 +167,15 @@ class Engine:
 
     def _exact(self, model: str) -> Generator:
         return self._generators[Flight(model, "exact")]
+
+    def _prepare_quantized(self, flight: Flight) -> None:
+        """Round a model's weights, and forget others that were rounded, for each takes the memory of a model."""
+        for other in [other for other in self._generators if other.bits][: 1 - KEPT_QUANTIZED]:
+            del self._generators[other], self._arithmetic[other]
+        exact = self._exact(flight.model)
+        network = quantized(exact.model.network, flight.bits, cast("Quantized", flight.quantized))
+        self._generators[flight] = Generator(replace(exact.model, network=network), exact.shapes)
+        self._arithmetic[flight] = f"float32, weights of {flight.bits} bits"
 
     def _prepare_fast(self, flight: Flight) -> None:
         """Find the fastest way for a model, and have it compiled if that may pay."""

@@ -178,6 +178,8 @@ class Job:
         links = {"self": here}
         if self.status == "succeeded":
             links |= {"grid": f"{here}/grid.png", "images": f"{here}/images/{{k}}.png"}
+            if self.request.get("trajectory"):
+                links |= {"film": f"{here}/trajectory.gif", "trajectory": f"{here}/trajectory.png"}
         return JobView(
             id=self.id,
             kind=self.kind,

@@ -18,6 +18,9 @@ GAP = 1
 LINE = 48
 """Their grey: seen beside black and beside white."""
 
+FRAME_MS, LAST_FRAME_MS = 120, 1500
+"""How long a film shows each grid."""
+
 SUB, UP = 1, 2
 """PNG's filters: differences to the pixel on the left, and to the one above."""
 
@@ -36,6 +39,25 @@ def grid(images: Pixels, columns: int) -> Pixels:
         top, left = (GAP + (resolution + GAP) * place for place in divmod(k, columns))
         picture[top : top + resolution, left : left + resolution] = image
     return picture
+
+
+def path(images: Pixels, trajectory: Pixels) -> Pixels:
+    """Every image [n, R, R, C] as a row of a picture [H, W, C]: its estimates [n, steps, R, R, C], and itself."""
+    steps = np.concatenate([trajectory, images[:, None]], axis=1)
+    return grid(steps.reshape(-1, *steps.shape[2:]), steps.shape[1])
+
+
+def film(images: Pixels, trajectory: Pixels, columns: int, scale: int = 1) -> bytes:
+    """The grids of all estimates, then of the images, as a GIF that starts again and again."""
+    from PIL import Image  # here, for it takes 30 ms
+
+    frames = [grid(estimates, columns) for estimates in [*trajectory.swapaxes(0, 1), images]]
+    enlarged = [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in frames]
+    first, *rest = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in enlarged]
+    durations = [FRAME_MS] * len(rest) + [LAST_FRAME_MS]
+    content = BytesIO()
+    first.save(content, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    return content.getvalue()
 
 
 def png(pixels: Pixels, scale: int = 1, text: Mapping[str, str] | None = None) -> bytes:

@@ -23,6 +23,10 @@ class Flight(NamedTuple):
 
     model: str
     precision: str
+    bits: int = 0
+    """Of its weights; 0 if they are not rounded."""
+    quantized: str = ""
+    """Which of them are rounded."""
 
 
 class Candidate(Protocol):

@@ -22,7 +22,10 @@ from service.store import LocalStore
 
 MAX_SEED = 2**63 - 1
 
-CHOICES = set(Sampling.model_fields)
+TRAJECTORY = "trajectory.npy"
+"""The file of a job that holds its estimates [n, steps, H, W, C], if they were kept."""
+
+CHOICES = Sampling.model_fields.keys() - {"trajectory"}
 """The fields of a request that decide the path."""
 
 Precision = Literal["exact", "fast"]
@@ -136,6 +139,8 @@ def resolve(
     sampling = Sampling(steps=steps, **{name: getattr(request, name) for name in SamplingOptions.model_fields})
     for field, reason in sampling.faults(model.sigma_min, model.sigma_max):
         checks.add(field, reason)
+    if request.bits and request.precision == "fast":
+        checks.add("precision", "must be exact for weights of few bits, so that nothing else differs")
     seeds = _seeds(request, checks)
     labels = _labels(request, model.classes, checks)
     columns = request.columns or math.ceil(math.sqrt(request.count))
@@ -144,6 +149,10 @@ def resolve(
     height, width = grid_shape(request.count, columns, model.resolution)
     if height * width * request.scale**2 > max_pixels:
         checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
+    if request.trajectory:
+        height, width = grid_shape(request.count * (steps + 1), steps + 1, model.resolution)
+        if height * width * request.scale**2 > max_pixels:
+            checks.add("trajectory", f"would have more than {max_pixels:,} pixels; use fewer steps or a smaller scale")
     checks.raise_any()
     ends = sampling.range(model.sigma_min, model.sigma_max)
     return Resolved(
@@ -152,7 +161,7 @@ def resolve(
         D=model.D,
         model=model.name,
         checkpoint_sha256=model.checkpoint_sha256,
-        precision=request.precision or precision,
+        precision=request.precision or ("exact" if request.bits else precision),
         count=request.count,
         seeds=seeds,
         labels=labels,
@@ -211,6 +220,9 @@ class Walk(Protocol):
     def images(self) -> Pixels:
         """The finished images [n, H, W, C]. Raises FloatingPointError when one is not finite."""
 
+    def trajectory(self) -> Pixels | None:
+        """The denoised estimates of every step [n, steps, H, W, C]; None if they were not asked for."""
+
 
 class Sampler(Protocol):
     """What the kind needs of the engine."""
@@ -221,10 +233,12 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """What became of a part: images [n, H, W, C] and their classes (empty for a model without)."""
+    """What became of a part: images [n, H, W, C], and their classes (empty for a model without)."""
 
     images: Pixels
     labels: list[int]
+    trajectory: Pixels | None = None
+    """The denoised estimates of every step [n, steps, H, W, C], if they were asked for."""
 
 
 class SampleKind:
@@ -245,8 +259,9 @@ class SampleKind:
         return Resolved.model_validate_json(text)
 
     def flight(self, request: Resolved) -> Flight:
-        """What may share a network call: the model and the precision."""
-        return Flight(request.model, request.precision)
+        """What may share a network call: the model, its weights as they are or rounded, and the precision."""
+        rounding = (request.bits, request.quantized) if request.bits else ()
+        return Flight(request.model, request.precision, *rounding)
 
     def walk(self, engine: Sampler, request: Resolved, start: int, length: int) -> Walk:
         """The way of images start..start+length-1 of a request."""
@@ -256,8 +271,11 @@ class SampleKind:
 
     def output(self, walks: Sequence[Walk]) -> Images:
         """The images of finished walks, one after the other."""
+        trajectories = [trajectory for walk in walks if (trajectory := walk.trajectory()) is not None]
         return Images(
-            np.concatenate([walk.images() for walk in walks]), [label for walk in walks for label in walk.labels]
+            np.concatenate([walk.images() for walk in walks]),
+            [label for walk in walks for label in walk.labels],
+            np.concatenate(trajectories) if trajectories else None,
         )
 
     def labels(self, output: Images) -> list[int]:
@@ -266,8 +284,11 @@ class SampleKind:
 
     def keep(self, store: LocalStore, part: Part, output: Images) -> None:
         """Put aside the images of a part until the other parts of its job are done."""
-        store.write(part.job_id, _part_name(part.start, "images"), array_bytes(output.images))
+        if output.trajectory is not None:
+            store.write(part.job_id, _part_name(part.start, "trajectory"), array_bytes(output.trajectory))
         store.write(part.job_id, _part_name(part.start, "labels"), array_bytes(np.array(output.labels)))
+        # Last, for a part is there when its images are.
+        store.write(part.job_id, _part_name(part.start, "images"), array_bytes(output.images))
 
     def kept(self, store: LocalStore, job_id: str) -> dict[Part, Images]:
         """What was put aside of a job, by any worker."""
@@ -275,7 +296,10 @@ class SampleKind:
         for path in store.path(job_id, "").glob(_part_name("*", "images")):
             start = int(path.name.split("-")[1])
             images, labels = read_array(path), read_array(store.path(job_id, _part_name(start, "labels")))
-            outputs[Part(job_id, start, len(images))] = Images(images, labels.tolist())
+            trajectory = store.path(job_id, _part_name(start, "trajectory"))
+            outputs[Part(job_id, start, len(images))] = Images(
+                images, labels.tolist(), read_array(trajectory, is_mapped=True) if trajectory.exists() else None
+            )
         return outputs
 
     def write(
@@ -289,17 +313,25 @@ class SampleKind:
         covered = {k for part in outputs for k in range(part.start, part.start + part.length)}
         if len(covered) < request.count:
             raise OSError(errno.ENOENT, f"{request.count - len(covered)} of its images are no longer in the store")
-        shape = next(iter(outputs.values())).images.shape[1:]
-        images = np.zeros((request.count, *shape), dtype=np.uint8)
+        images = _whole({part.start: output.images for part, output in outputs.items()}, request.count)
         labels = [0] * (0 if request.labels is None else request.count)
-        for part, output in outputs.items():
-            span = slice(part.start, part.start + part.length)
-            images[span] = output.images
-            if labels:
-                labels[span] = output.labels
+        if labels:
+            for part, output in outputs.items():
+                labels[part.start : part.start + part.length] = output.labels
+        if request.trajectory:
+            parts = {part.start: output.trajectory for part, output in outputs.items() if output.trajectory is not None}
+            store.write(job_id, TRAJECTORY, array_bytes(_whole(parts, request.count)))
         text = provenance(request, labels, checkpoint_sha256)
         store.write(job_id, "images.npy", array_bytes(images))
         store.write(job_id, "grid.png", png(grid(images, request.columns), request.scale, text))
+
+
+def _whole(parts: Mapping[int, Pixels], count: int) -> Pixels:
+    """Arrays of images by the place of their first, put together."""
+    whole = np.zeros((count, *next(iter(parts.values())).shape[1:]), dtype=np.uint8)
+    for start, part in parts.items():
+        whole[start : start + len(part)] = part
+    return whole
 
 
 def _part_name(start: int | str, what: str) -> str:

@@ -3,16 +3,21 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from io import BytesIO
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from service.api import create_app
 from service.events import Events
 from service.job import JobError
+from service.picture import array_bytes
 from service.problems import ProblemDocument
 from service.queue import Queue, new_id
+from service.sample import TRAJECTORY
 from service.settings import Settings
 from service.store import LocalStore
 from tests.helpers import eventually, facts, next_batch, worker_state
@@ -269,7 +274,9 @@ async def test_models_are_listed_and_found(client: httpx.AsyncClient) -> None:
         assert "digits with D" in problem(await client.get(f"/v1/models/{path}"), 404, "unknown-model").detail
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs/{}", "/v1/jobs/{}/grid.png", "/v1/jobs/{}/images/0.png"])
+@pytest.mark.parametrize(
+    "path", [f"/v1/jobs/{{}}{name}" for name in ("", "/grid.png", "/images/0.png", "/trajectory.gif")]
+)
 @pytest.mark.parametrize("job_id", ["0" * 32, "nonsense", "..%2F..%2Fetc%2Fpasswd", "é" * 40])
 async def test_an_unknown_job_is_not_found(client: httpx.AsyncClient, path: str, job_id: str) -> None:
     response = await client.get(path.format(job_id))
@@ -498,6 +505,9 @@ async def test_the_openapi_document_describes_the_contract(client: httpx.AsyncCl
         ({"discretization": "cosine"}, "discretization"),
         ({"discretization": "iddpm", "sigma_min": 40}, "steps"),
         ({"alpha": "much"}, "alpha"),
+        ({"bits": 1}, "bits"),
+        ({"quantized": "official"}, "quantized"),
+        ({"bits": 8, "precision": "fast"}, "precision"),
     ],
 )
 async def test_a_choice_of_sampling_that_cannot_be_is_named(
@@ -519,3 +529,34 @@ async def test_a_choice_of_sampling_is_filled_in_and_echoed(client: httpx.AsyncC
         "solver": "churn", "S_churn": 30, "S_max": 1, "S_noise": 1, "sigma_min": 0.004, "sigma_max": 80
     }  # fmt: skip
     assert job["progress"]["evaluations_total"] == 39 * job["progress"]["images_total"]
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_trajectory_is_there_for_those_who_asked(
+    client: httpx.AsyncClient, queue: Queue, settings: Settings
+) -> None:
+    store = LocalStore(settings.results_dir / settings.queue)
+    jobs = [(await client.post("/v1/samples", json=GOOD | {"trajectory": kept})).json() for kept in (True, False)]
+    batch = await eventually(lambda: next_batch(queue))
+    await ended(queue, batch, *batch.requests)
+    store.write(jobs[0]["id"], "images.npy", array_bytes(np.zeros((1, 8, 8, 1), np.uint8)))
+    store.write(jobs[0]["id"], TRAJECTORY, array_bytes(np.zeros((1, 18, 8, 8, 1), np.uint8)))
+    links = (await client.get(jobs[0]["links"]["self"])).json()["links"]
+    for name, media_type in (("film", "image/gif"), ("trajectory", "image/png")):
+        response = await client.get(links[name])
+        assert (response.status_code, response.headers["content-type"]) == (200, media_type)
+        with Image.open(BytesIO(response.content)) as picture:
+            assert picture.size == ((10, 10) if name == "film" else (19 * 9 + 1, 10))
+        known = {"If-None-Match": response.headers["etag"]}
+        assert (await client.get(links[name], headers=known)).status_code == 304
+    assert "trajectory" not in (await client.get(jobs[1]["links"]["self"])).json()["links"]
+    refused = problem(await client.get(f"/v1/jobs/{jobs[1]['id']}/trajectory.gif"), 404, "not-found")
+    assert "kept no trajectory" in refused.detail
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_trajectory_that_would_be_too_large_is_refused(client: httpx.AsyncClient) -> None:
+    body = GOOD | {"count": 256, "steps": 256, "scale": 8, "trajectory": True}
+    errors = problem(await client.post("/v1/samples", json=body), 422, "invalid-request").errors
+    assert errors is not None
+    assert [error.field for error in errors] == ["trajectory"]

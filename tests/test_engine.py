@@ -100,6 +100,19 @@ def test_a_folder_that_cannot_be_written_stops_nothing(
     assert sampled(engine, flight("fast"), [1]).shape == (1, 8, 8, 3)
 
 
+def test_weights_of_few_bits_are_another_flight_and_few_of_them_are_held(store: Path) -> None:
+    engine = Engine(store, CPU, 8)
+    plain = sampled(engine, flight("exact"), range(3))
+    few = {bits: sampled(engine, Flight("tiny-d128", "exact", bits, "all"), range(3)) for bits in (3, 4, 12, 16)}
+    assert engine.arithmetic(Flight("tiny-d128", "exact", 16, "all")) == "float32, weights of 16 bits"
+    off = {bits: np.abs(images.astype(int) - plain).mean() for bits, images in few.items()}
+    assert off[16] <= off[12] < 1 < off[3]
+    with pytest.raises(KeyError):
+        engine.arithmetic(Flight("tiny-d128", "exact", 3, "all"))
+    assert np.array_equal(sampled(engine, Flight("tiny-d128", "exact", 3, "all"), range(3)), few[3])
+    assert np.array_equal(sampled(engine, flight("exact"), range(3)), plain)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="what is told is of glibc")
 def test_memory_is_kept_for_the_next_evaluation() -> None:
     """In the thread that computes, evaluations come and go with hardly a page fault."""

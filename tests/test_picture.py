@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.picture import LINE, Pixels, grid, png
+from service.picture import LINE, Pixels, film, grid, path, png
 
 
 def random_pixels(*shape: int) -> Pixels:
@@ -56,3 +56,23 @@ def test_a_grid_has_lines_between_and_around_its_images() -> None:
     assert (picture[[0, 3, 6]] == LINE).all()
     assert (picture[:, [0, 3, 6]] == LINE).all()
     assert (picture[4:6, 4:6] == LINE).all()
+
+
+def test_a_path_has_a_row_for_every_image_that_ends_with_it() -> None:
+    images, trajectory = random_pixels(3, 4, 4, 1), random_pixels(3, 5, 4, 4, 1)
+    picture = path(images, trajectory)
+    assert picture.shape == (3 * 5 + 1, 6 * 5 + 1, 1)
+    assert np.array_equal(picture[6:10, 26:30], images[1])
+    assert np.array_equal(picture[6:10, 11:15], trajectory[1, 2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_film_shows_every_step_and_then_the_images(channels: int) -> None:
+    images, trajectory = random_pixels(4, 4, 4, channels), random_pixels(4, 5, 4, 4, channels)
+    with Image.open(BytesIO(film(images, trajectory, 2, scale=3))) as gif:
+        assert (getattr(gif, "n_frames", 1), gif.size, gif.info["loop"]) == (6, (33, 33), 0)
+        gif.seek(5)
+        last = np.asarray(gif.convert("RGB")).astype(int)
+    wanted = grid(images, 2).repeat(3, 0).repeat(3, 1).astype(int)
+    # A GIF has 256 colours: all the greys there are, and near enough for the others.
+    assert np.abs(last - wanted).mean() < (0.5 if channels == 1 else 10)

@@ -21,7 +21,7 @@ from service.catalogue import Catalogue
 from service.job import Job, JobError
 from service.kinds import KINDS
 from service.queue import Census, JobReport, Queue, Report, new_id
-from service.sample import Images, Resolved, SampleRequest, resolve
+from service.sample import TRAJECTORY, Images, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
 from service.worker import Misconfigured, Worker
@@ -114,6 +114,21 @@ async def test_every_solver_gives_a_seed_its_image_whatever_shares_the_batch(
     assert (alone.status, crowd.status) == ("succeeded", "succeeded")
     assert (images_of(settings, alone.id)[0] == images_of(settings, crowd.id)[2]).all()
     assert crowd.progress().evaluations_done == 5 * Sampling(steps=6, solver=solver).evaluations
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpmpp-2m"])
+async def test_a_trajectory_holds_every_step_of_every_image_and_ends_with_it(
+    settings: Settings, queue: Queue, submit: Submit, solver: SolverName
+) -> None:
+    """Of a job in several batches; the last step of a solver takes the estimate itself."""
+    async with working(settings):
+        job = await ended(queue, await submit(count=20, seed=1, steps=5, solver=solver, trajectory=True))
+    assert job.status == "succeeded"
+    store = LocalStore(settings.results_dir / settings.queue)
+    estimates = np.load(store.path(job.id, TRAJECTORY))
+    assert estimates.shape == (20, 5, 4, 4, 1)
+    assert (estimates[:, -1] == images_of(settings, job.id)).all()
+    assert (estimates[:, 0] != estimates[:, -1]).any()
 
 
 async def test_a_job_ends_with_images_grid_and_latency(settings: Settings, queue: Queue, submit: Submit) -> None:

@@ -1,4 +1,4 @@
-"""`pfgmpp train` and `pfgmpp judge`, as far as seconds allow."""
+"""`pfgmpp train`, `judge` and `solvers`, as far as seconds allow."""
 
 import re
 from pathlib import Path
@@ -14,6 +14,7 @@ from models.train import RECIPES
 app = typer.Typer()
 app.command()(commands.train)
 app.command()(commands.judge)
+app.command()(commands.solvers)
 
 
 def plain(output: str) -> str:
@@ -82,3 +83,21 @@ def test_judge_refuses_a_file_that_is_no_model(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["judge", str(tmp_path / "none.safetensors")])
     assert done.exit_code == 2
     assert "none.safetensors" in plain(done.output)
+
+
+def test_the_table_of_solvers_names_what_each_took() -> None:
+    file = str(SHIPPED / "digits-d128.safetensors")
+    done = CliRunner().invoke(app, ["solvers", file, "--count", "2", "--evaluations", "3,6"])
+    assert done.exit_code == 0, done.output
+    rows = [line.strip("| ").split(" | ")[1:4] for line in done.stdout.splitlines() if line.startswith("| digits")]
+    assert ["heun", "5"] in [row[:2] for row in rows]
+    assert ["ipndm", "6"] in [row[:2] for row in rows]
+    assert ["ipndm", "3"] not in [row[:2] for row in rows], "too few for it"
+    assert all(float(distance) >= 0 for *_, distance in rows)
+
+
+@pytest.mark.parametrize("arguments", [["--evaluations", "5,many"], ["none.safetensors"]])
+def test_solvers_says_what_is_wrong(arguments: list[str]) -> None:
+    done = CliRunner().invoke(app, ["solvers", *arguments])
+    assert done.exit_code == 2
+    assert plain(arguments[-1]) in plain(done.output)
