@@ -26,8 +26,9 @@ class Model:
     """The only noise levels at which the network was trained; empty if there are no such."""
 
     @property
-    def parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.network.parameters())
+    def bytes(self) -> int:
+        """Memory that its tensors take."""
+        return sum(tensor.nbytes for tensor in (*self.network.parameters(), *self.network.buffers()))
 
 
 def build(card: Card) -> nn.Module:
@@ -48,11 +49,11 @@ def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
     os.replace(temporary, path)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> Model:
+def load(path: Path, device: torch.device | str = "cpu", sha256: str | None = None) -> Model:
     """The model in a checkpoint file, ready to denoise on a device.
 
     On a CPU the weights stay mapped to the file, those of format 2 as they run: there is no second copy. Put a new file
-    in an old one's place by renaming, never by writing over it.
+    in an old one's place by renaming, never by writing over it. Its SHA-256 is taken from whoever knows it.
 
     Raises CheckpointError naming the file and the tensor that is missing, unexpected, misshapen or not finite.
     """
@@ -74,7 +75,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
     # Convolutions run 1.1x (float32) to 4x (bfloat16) faster in this layout; copies those of format 1 alone.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     table = network.table if isinstance(network, Denoiser) else ()
-    return Model(card, network, file_sha256(path), torch.device(device), table)
+    return Model(card, network, sha256 or file_sha256(path), torch.device(device), table)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

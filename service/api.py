@@ -234,6 +234,30 @@ async def model(dataset: str, D: str, request: Request) -> OfferedModel:
     return await door_of(request).model(dataset, D)
 
 
+@router.post(
+    "/v1/models/{dataset}/{D}/load",
+    status_code=202,
+    tags=["models"],
+    summary="Have a model loaded",
+    responses=problem_responses(NoSuchModel, NoWorker, QueueUnavailable),
+)
+async def load_model(dataset: str, D: str, request: Request) -> OfferedModel:
+    """Tells every worker that serves it to load it now; its `loaded_on` will show which have."""
+    return await door_of(request).order(dataset, D, is_to_load=True)
+
+
+@router.post(
+    "/v1/models/{dataset}/{D}/unload",
+    status_code=202,
+    tags=["models"],
+    summary="Free the memory of a model",
+    responses=problem_responses(NoSuchModel, NoWorker, QueueUnavailable),
+)
+async def unload_model(dataset: str, D: str, request: Request) -> OfferedModel:
+    """Tells every worker to unload it unless it is at work with it; it stays on offer, and loads when asked for."""
+    return await door_of(request).order(dataset, D, is_to_load=False)
+
+
 @router.get("/livez", tags=["health"], summary="Whether the process answers")
 async def livez() -> dict[str, str]:
     """Answers as long as the process does."""

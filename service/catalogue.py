@@ -6,6 +6,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class ModelGone(Exception):
+    """A model that was on offer can no longer be had; the message says why."""
+
+
 class ModelFacts(BaseModel):
     """A model as a worker announces it; the fields of `/v1/models`."""
 
@@ -43,7 +47,12 @@ class WorkerState(BaseModel):
     state: Literal["idle", "busy", "lost"]
     device: str
     evaluations_per_second: float = Field(0.0, description="Images x network evaluations, lately; 0 if not known yet.")
-    models: tuple[ModelFacts, ...]
+    models: tuple[ModelFacts, ...] = Field(description="What it can serve.")
+    loaded: tuple[str, ...] | None = Field(None, description="Those of them in its memory; all if it does not say.")
+
+    def holds(self, model: ModelFacts) -> bool:
+        """Whether a model is in its memory."""
+        return self.state != "lost" and (self.loaded is None or model.name in self.loaded)
 
 
 class Catalogue:
@@ -60,7 +69,7 @@ class Catalogue:
         for worker in self.workers:
             for model in worker.models:
                 facts.setdefault(model.name, model)
-                if worker.state != "lost" and model.checkpoint_sha256 == facts[model.name].checkpoint_sha256:
+                if worker.holds(model) and model.checkpoint_sha256 == facts[model.name].checkpoint_sha256:
                     holders.setdefault(model.name, []).append(worker.name)
         in_order = sorted(facts.values(), key=lambda model: (model.dataset, float(model.D)))
         return {
@@ -70,7 +79,7 @@ class Catalogue:
 
     @property
     def is_warm(self) -> bool:
-        """Whether some live worker holds a model."""
+        """Whether some live worker has a model to serve."""
         return any(worker.models and worker.state != "lost" for worker in self.workers)
 
     @property

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -13,6 +14,9 @@ import typer
 from pydantic import ValidationError
 
 from service.settings import Settings
+
+FILE_WIDTH = 200
+"""Of a table that does not go to a terminal."""
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
@@ -164,6 +168,32 @@ def sample(
     latency = job.latency
     seconds = f" in {latency.total_seconds:.2f} s ({latency.sampling_seconds:.2f} s of sampling)" if latency else ""
     typer.echo(f"wrote {output}: {count} images{seconds}, seeds {_span(job.seeds)}")
+
+
+@app.command()
+def models(
+    server: Annotated[str, typer.Option(envvar="PFGMPP_SERVER", help="The service.")] = "http://127.0.0.1:8000",
+) -> None:
+    """List what a running service can sample."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from service.client import Client, ClientError
+
+    try:
+        offered = Client(server).models()
+    except ClientError as error:
+        give_up(str(error), EXIT_FAILED)
+    table = Table("data set", "D", "pixels", "classes", "steps", "parameters", "loaded on", "licence", box=None)
+    for column in table.columns:
+        column.no_wrap = True
+    for model in offered:
+        pixels = f"{model.resolution}x{model.resolution}x{model.channels}"
+        steps, parameters = f"{model.default_steps} (2 to {model.max_steps})", f"{model.parameters:,}"
+        loaded = ", ".join(model.loaded_on) or "-"
+        row = (model.dataset, str(model.D), pixels, str(len(model.classes)), steps, parameters, loaded, model.license)
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
 @contextmanager

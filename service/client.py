@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+from pydantic import TypeAdapter
 
+from service.catalogue import OfferedModel
 from service.job import JobView
 from service.problems import ProblemDocument
 
@@ -37,6 +39,10 @@ class Client:
             yield job
             if job.finished_at is not None:
                 return
+
+    def models(self) -> list[OfferedModel]:
+        """What can be sampled. Raises ClientError."""
+        return TypeAdapter(list[OfferedModel]).validate_json(self._send("GET", "/v1/models").content)
 
     def grid(self, job_id: str) -> bytes:
         """The grid of a finished job as PNG. Raises ClientError."""

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from service import metrics
+from service.catalogue import ModelGone
 from service.inflight import Share
 from service.job import Job, JobError
 from service.logs import get_logger
@@ -38,16 +39,12 @@ class Stored:
 class Delivery:
     """Writes results while the next images are computed, and ends their jobs.
 
-    `checkpoint` tells the hash of a model's weights; `forget` is called, in the event loop, with every share that has
-    been delivered or given back.
+    `forget` is called, in the event loop, with every share that has been delivered or given back.
     """
 
-    def __init__(
-        self, queue: Queue, store: LocalStore, checkpoint: Callable[[str], str], forget: Callable[[Share], None]
-    ):
+    def __init__(self, queue: Queue, store: LocalStore, forget: Callable[[Share], None]):
         self.queue = queue
         self.store = store
-        self._checkpoint = checkpoint
         self._forget = forget
         self._loop = asyncio.get_running_loop()
         self._storing = ThreadPoolExecutor(1, "store")
@@ -89,7 +86,7 @@ class Delivery:
             outputs = {part: kind.output(share.walks(part)) for part in share.parts}
             is_whole = share.images == share.request.count
             if is_whole:
-                kind.write(self.store, share.job_id, share.request, outputs, self._checkpoint(share.batch.model))
+                kind.write(self.store, share.job_id, share.request, outputs, share.checkpoint)
             else:
                 for part, output in outputs.items():
                     kind.keep(self.store, part, output)
@@ -146,7 +143,7 @@ class Delivery:
             share = each.share
             try:
                 parts = share.kind.kept(self.store, share.job_id)
-                share.kind.write(self.store, share.job_id, share.request, parts, self._checkpoint(share.batch.model))
+                share.kind.write(self.store, share.job_id, share.request, parts, share.checkpoint)
                 each.is_written = True
             except Exception as error:
                 log.exception("result not stored", model=share.batch.model, job=share.job_id)
@@ -154,9 +151,9 @@ class Delivery:
 
     async def _complete(self, batch: Batch, stored: Sequence[Stored]) -> Completion:
         """Report shares of a batch to the queue."""
-        return await insist(lambda: self.queue.complete(batch, self._report(batch, stored)))
+        return await insist(lambda: self.queue.complete(batch, self._report(stored)))
 
-    def _report(self, batch: Batch, stored: Sequence[Stored]) -> Report:
+    def _report(self, stored: Sequence[Stored]) -> Report:
         now = time.monotonic()
         jobs = {
             each.share.job_id: JobReport(
@@ -164,12 +161,13 @@ class Delivery:
                 sampled_ms_ago=1000 * (now - each.share.sampled),
                 images=each.share.widest,
                 arithmetic=each.share.arithmetic,
+                checkpoint=each.share.checkpoint,
                 labels=each.labels,
                 is_written=each.is_written,
             )
             for each in stored
         }
-        return Report(checkpoint=self._checkpoint(batch.model), jobs=jobs)
+        return Report(jobs=jobs)
 
     async def _give_up(self, share: Share, error: JobError) -> None:
         """Give back what cannot be done here; its job is tried again, or fails."""
@@ -189,7 +187,7 @@ def _batch_id(stored: Stored) -> str:
 def sampling_failed(error: Exception) -> JobError:
     """Why the jobs of a failed network call are tried again."""
     # Only our own words: those of a library may name files of this machine.
-    reason = str(error) if isinstance(error, ArithmeticError) else type(error).__name__
+    reason = str(error) if isinstance(error, ArithmeticError | ModelGone) else type(error).__name__
     return JobError(code="sampling-failed", detail=f"Sampling failed: {reason}")
 
 

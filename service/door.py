@@ -27,7 +27,7 @@ from service.problems import (
     UnknownModel,
     invalid,
 )
-from service.queue import Queue, new_id
+from service.queue import Order, Queue, new_id
 from service.sample import Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import JOB_ID, LocalStore
@@ -138,6 +138,13 @@ class Door:
             raise NoSuchModel(
                 f"there is no dataset {dataset[:64]!r} with D = {D[:32]}; there is: {catalogue.describe()}"
             )
+        return model
+
+    async def order(self, dataset: str, D: str, is_to_load: bool) -> OfferedModel:
+        """Have all workers that serve a model load or unload it. Raises NoSuchModel or NoWorker."""
+        model = await self.model(dataset, D)
+        if not await self.queue.order(Order(is_to_load, model.name)):
+            raise NoWorker(f"no worker listens that serves {model.name}", retry_after_seconds=NO_WORKER_RETRY_SECONDS)
         return model
 
     async def check_ready(self) -> Catalogue:

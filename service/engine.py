@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
-import models.generate
-from models.card import SHIPPED, CheckpointError, checkpoint_files, format_D
+from models import generate
+from models.card import SHIPPED, CheckpointError, format_D
 from models.checkpoint import Model, load
 from models.compiled import CompiledNetwork, compile_in_background
 from models.fast import Fast, fastest_with_shapes
@@ -23,7 +24,8 @@ from models.quantize import quantized
 from models.sampling import Quantized, Sampling
 from models.shapes import Network, Shapes, steady_shapes, timed_shapes, warm_up
 from models.solvers import SOLVERS
-from service.catalogue import ModelFacts
+from models.store import Entry, ModelStore
+from service.catalogue import ModelFacts, ModelGone
 from service.logs import get_logger
 from service.policy import Flight
 from service.sample import Precision, Walk
@@ -43,12 +45,16 @@ log = get_logger()
 
 
 class Engine:
-    """Holds the checkpoints of a store, loaded and warm on one device.
+    """Holds checkpoints of a store, loaded and warm on one device, and runs their networks.
 
-    `exact` networks are ready at the start, `fast` ones when they are first asked for. Which way is fastest, and in
-    which batch sizes, is measured once for all models of the same make, and remembered in `folder` if there is one.
-    If it `compiles`, small `fast` networks are compiled beside that, in another process, and take over when they are
-    done. All but `width` and `capacity` is for one thread.
+    All that fit into `memory_bytes` are loaded at the start, others when they are asked for, in place of those that
+    were not for the longest time. `exact` networks are ready when a checkpoint is loaded, `fast` ones when they are
+    asked for. Which way is fastest, and in which batch sizes, is measured once for all models of the same make, and
+    remembered in `folder` if there is one. If it `compiles`, small `fast` networks are compiled beside that, in another
+    process, and take over when they are done.
+
+    A file of another content is another checkpoint: what has begun with the old one ends with it. All but `offer`,
+    `width`, `capacity`, `facts` and `loaded` is for one thread.
     """
 
     def __init__(
@@ -58,39 +64,151 @@ class Engine:
         largest_batch: int,
         folder: Path | None = None,
         compiles: bool = False,
+        patterns: Sequence[str] = ("*",),
+        memory_bytes: int | None = None,
     ):
         self.device = device
+        self.store = ModelStore(store or SHIPPED, patterns)
         self._largest_batch = largest_batch
+        self._memory_bytes = memory_bytes
         self._compiled_dir = folder if compiles else None
         self._memory = Memory(folder)
         self._generators: dict[Flight, Generator] = {}
         self._arithmetic: dict[Flight, str] = {}
         self._compiling: dict[Flight, Programs] = {}
+        self._walks: dict[str, WeakSet[generate.Walk]] = {}
+        """Those under way, by checkpoint; of the checkpoints that are loaded, the one used last is the last."""
+        self._widths: dict[str, int] = {}
         self._launched: torch.cuda.Event | None = None
-        for path in checkpoint_files(store or SHIPPED):
-            self._take(path)
-        self.models = [flight.model for flight in self._generators]
-        self.capacity = max((generator.width for generator in self._generators.values()), default=0)
-        """The images that are worth having in hand: those of the widest network call."""
+        self.store.scan()
+        self.offer()
+        self._load_what_fits()
 
-    def _take(self, path: Path) -> None:
-        """Load and warm one checkpoint, or say why not: one bad file does not stop the others."""
+    def offer(self) -> None:
+        """Offer what the last scan of the store has found."""
+        for problem in self.store.problems:
+            log.error("checkpoint refused", reason=problem)
+        self._entries = self.store.entries
+
+    @property
+    def models(self) -> list[str]:
+        """The models on offer."""
+        return list(self._entries)
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Those of them that are in memory as they are now on offer."""
+        held = set(self._walks)
+        return tuple(name for name, entry in self._entries.items() if entry.sha256 in held)
+
+    @property
+    def capacity(self) -> int:
+        """The images that are worth having in hand: those of the widest network call."""
+        return max((self._widths.get(name, self._largest_batch) for name in self.models), default=0)
+
+    def width(self, flight: Flight) -> int:
+        """The most images of a network call; more would bring nothing but delay."""
+        generator = self._generators.get(self._key(flight))
+        return generator.width if generator else self._widths.get(flight.model, self._largest_batch)
+
+    @property
+    def facts(self) -> tuple[ModelFacts, ...]:
+        """What is on offer, as the catalogue shows it."""
+        return tuple(_facts(entry) for entry in self._entries.values())
+
+    def load(self, model: str) -> None:
+        """Load a model that is on offer, if it is not. Raises ModelGone."""
+        self._exact(Flight(model, "exact"))
+
+    def unload(self, model: str) -> None:
+        """Free the memory of a model, unless something is under way with it; it stays on offer."""
+        for checkpoint in {
+            generator.model.sha256 for flight, generator in self._generators.items() if flight.model == model
+        }:
+            if not self._walks[checkpoint]:
+                self._drop(checkpoint)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all in memory are on offer: work may be under way with those that were replaced."""
+        return self._walks.keys() <= self._current
+
+    def settle(self) -> None:
+        """After the offer has changed: drop what was replaced and is idle, and load what is new, if it fits."""
+        self._make_room(0)
+        self._load_what_fits()
+
+    @property
+    def _current(self) -> set[str]:
+        return {entry.sha256 for entry in self._entries.values()}
+
+    def _load_what_fits(self) -> None:
+        """Load the models of the store, in the order of their files, until memory is full."""
+        for name, entry in list(self._entries.items()):
+            is_room = self._memory_bytes is None or self._held_bytes() + entry.size <= self._memory_bytes
+            if is_room and entry.sha256 not in self._walks:
+                with suppress(ModelGone):
+                    self.load(name)
+
+    def _key(self, flight: Flight) -> Flight:
+        """The flight with the checkpoint that serves it: its own while that is in memory, else the current one."""
+        if flight.checkpoint in self._walks or flight.model not in self._entries:
+            return flight
+        return flight._replace(checkpoint=self._entries[flight.model].sha256)
+
+    def _exact(self, flight: Flight) -> Generator:
+        """The plain network of a flight, loaded if need be. Raises ModelGone."""
+        key = self._key(Flight(flight.model, "exact", checkpoint=flight.checkpoint))
+        if key not in self._generators:
+            self._generators[key] = self._loaded(key.model)
+            self._arithmetic[key] = "float32"
+        return self._generators[key]
+
+    def _loaded(self, name: str) -> Generator:
+        """Load and warm a checkpoint, making room for it. Raises ModelGone when it is not there or cannot be loaded."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ModelGone(f"{name} is no longer in the model store")
+        self._make_room(entry.size)
         try:
-            model = load(path, self.device)
-            flight = Flight(model.card.name, "exact")
-            if flight in self._generators:
-                raise CheckpointError(f"{path}: another file of the store already holds {flight.model}")
+            model = load(entry.path, self.device, entry.sha256)
             shapes = self._found(model, Shapes, steady_shapes)
             warm_up(model, shapes)
-        except CheckpointError as error:
-            log.error("checkpoint refused", reason=str(error))
-            return
-        except Exception:
-            log.exception("checkpoint refused", file=path.name)
-            return
-        self._generators[flight] = Generator(model, shapes)
-        self._arithmetic[flight] = "float32"
-        log.info("checkpoint loaded", model=flight.model, batch_sizes=list(shapes.sizes), file=path.name)
+        except Exception as error:
+            if isinstance(error, CheckpointError):
+                log.error("checkpoint refused", reason=str(error))
+            else:
+                log.exception("checkpoint refused", file=entry.path.name)
+            self.store.refuse(entry)
+            self._entries = self.store.entries
+            raise ModelGone(f"the checkpoint of {name} cannot be loaded") from error
+        self._walks[entry.sha256] = WeakSet()
+        self._widths[name] = max(shapes.width, self._widths.get(name, 0))
+        log.info("checkpoint loaded", model=name, batch_sizes=list(shapes.sizes), file=entry.path.name)
+        return Generator(model, shapes)
+
+    def _make_room(self, size: int) -> None:
+        """Drop what was replaced, and else what was not used for the longest time, if nothing is under way with it."""
+        current = self._current
+        idle = [checkpoint for checkpoint, walks in self._walks.items() if not walks]
+        for checkpoint in sorted(idle, key=lambda each: each in current):
+            is_full = self._memory_bytes is not None and self._held_bytes() + size > self._memory_bytes
+            if is_full or checkpoint not in current:
+                self._drop(checkpoint)
+
+    def _held_bytes(self) -> int:
+        """Memory of all networks, those that share tensors counted in full."""
+        held = {id(generator): generator.model.bytes for generator in self._generators.values()}
+        return sum(held.values())
+
+    def _drop(self, checkpoint: str) -> None:
+        """Forget a checkpoint, and every way to run it."""
+        flights = [flight for flight, generator in self._generators.items() if generator.model.sha256 == checkpoint]
+        for flight in flights:
+            del self._generators[flight], self._arithmetic[flight]
+            self._compiling.pop(flight, None)
+        del self._walks[checkpoint]
+        log.info("checkpoint unloaded", model=flights[0].model)
 
     def _found(
         self, model: Model, kind: type[Finding], find: Callable[[Model, int], Finding], *about: object
@@ -107,14 +225,22 @@ class Engine:
         return found
 
     def prepare(self, precision: Precision) -> None:
-        """Make all models ready in a precision, so that nobody waits for it later."""
-        for model in self.models:
-            self.prepare_flight(Flight(model, precision))
+        """Make all models in memory ready in a precision, so that nobody waits for it later."""
+        for name in self.loaded:
+            self.prepare_flight(Flight(name, precision))
 
     def prepare_flight(self, flight: Flight) -> None:
-        """Make one model ready in a precision, and let it run compiled as soon as that can be."""
+        """Make one model ready to be run so, and let it run compiled as soon as that can be. Raises ModelGone."""
+        flight = self._key(flight)
         if flight not in self._generators:
-            (self._prepare_quantized if flight.bits else self._prepare_fast)(flight)
+            if flight.bits:
+                self._prepare_quantized(flight)
+            elif flight.precision == "fast":
+                self._prepare_fast(flight)
+            else:
+                self._exact(flight)
+        checkpoint = self.checkpoint(flight)
+        self._walks[checkpoint] = self._walks.pop(checkpoint)
         programs = self._compiling.get(flight, {})
         if programs and all(program.done() for program in programs.values()):
             self._take_compiled(flight, programs)
@@ -124,37 +250,30 @@ class Engine:
         """Compiled networks to come; once all of a model are there, they are used."""
         return [program for programs in self._compiling.values() for program in programs.values()]
 
-    @property
-    def facts(self) -> tuple[ModelFacts, ...]:
-        """What is loaded, as the catalogue shows it."""
-        return tuple(_facts(name, self._exact(name).model) for name in self.models)
-
-    def checkpoint(self, model: str) -> str:
-        """The SHA-256 of the checkpoint that serves a model."""
-        return self._exact(model).model.sha256
+    def checkpoint(self, flight: Flight) -> str:
+        """The SHA-256 of the checkpoint that serves a flight."""
+        return self._generators[self._key(flight)].model.sha256
 
     def arithmetic(self, flight: Flight) -> str:
         """How the network computes: `float32`, `bfloat16`, `float32-winograd`; with `-compiled` if it is."""
-        return self._arithmetic[flight]
-
-    def width(self, flight: Flight) -> int:
-        """The most images of a network call; more would bring nothing but delay."""
-        return self._generators.get(flight, self._exact(flight.model)).width
+        return self._arithmetic[self._key(flight)]
 
     def evaluated(self, flight: Flight, images: int) -> int:
         """How many images the network sees when it is asked for so many: those and what fills the batch up."""
-        return sum(self._generators[flight].shapes.cut(images))
+        return sum(self._generators[self._key(flight)].shapes.cut(images))
 
     def walk(
         self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
-    ) -> models.generate.Walk:
+    ) -> generate.Walk:
         """The walk of one image per seed; labels of None are drawn from the seed."""
         self.prepare_flight(flight)
-        return self._generators[flight].walk(seeds, labels, sampling)
+        walk = self._generators[self._key(flight)].walk(seeds, labels, sampling)
+        self._walks[self.checkpoint(flight)].add(walk)
+        return walk
 
     def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
         """Take walks of one flight, made by this engine, an evaluation further in one network call."""
-        self._generators[flight].evaluate(cast("Sequence[models.generate.Walk]", walks))
+        self._generators[self._key(flight)].evaluate(cast("Sequence[generate.Walk]", walks))
         self._keep_pace()
 
     def _keep_pace(self) -> None:
@@ -165,21 +284,18 @@ class Engine:
             if before:
                 before.synchronize()
 
-    def _exact(self, model: str) -> Generator:
-        return self._generators[Flight(model, "exact")]
-
     def _prepare_quantized(self, flight: Flight) -> None:
         """Round a model's weights, and forget others that were rounded, for each takes the memory of a model."""
         for other in [other for other in self._generators if other.bits][: 1 - KEPT_QUANTIZED]:
             del self._generators[other], self._arithmetic[other]
-        exact = self._exact(flight.model)
+        exact = self._exact(flight)
         network = quantized(exact.model.network, flight.bits, cast("Quantized", flight.quantized))
         self._generators[flight] = Generator(replace(exact.model, network=network), exact.shapes)
         self._arithmetic[flight] = f"float32, weights of {flight.bits} bits"
 
     def _prepare_fast(self, flight: Flight) -> None:
         """Find the fastest way for a model, and have it compiled if that may pay."""
-        model = self._exact(flight.model).model
+        model = self._exact(flight).model
         found = self._found(model, Fast, fastest_with_shapes)
         fast = replace(model, network=found.way.of(model.network))
         warm_up(fast, found.shapes)
@@ -196,11 +312,11 @@ class Engine:
 
     def expect(self, flight: Flight, programs: Programs) -> None:
         """Let compiled networks take over a flight once all of them are there, or have failed."""
-        self._compiling[flight] = programs
+        self._compiling[self._key(flight)] = programs
 
     def network(self, flight: Flight) -> nn.Module:
         """The network of a flight, as it is run now."""
-        return self._generators[flight].model.network
+        return self._generators[self._key(flight)].model.network
 
     def _take_compiled(self, flight: Flight, programs: Programs) -> None:
         """Run the sizes that could be compiled so, and measure anew which are worth what."""
@@ -262,10 +378,10 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _facts(name: str, model: Model) -> ModelFacts:
-    card = model.card
+def _facts(entry: Entry) -> ModelFacts:
+    card = entry.card
     return ModelFacts(
-        name=name,
+        name=card.name,
         dataset=card.dataset,
         D=format_D(card.D),
         resolution=card.resolution,
@@ -276,8 +392,8 @@ def _facts(name: str, model: Model) -> ModelFacts:
         sigma_min=card.sigma_min,
         sigma_max=card.sigma_max,
         solvers=tuple(SOLVERS),
-        checkpoint_sha256=model.sha256,
-        parameters=model.parameters,
+        checkpoint_sha256=entry.sha256,
+        parameters=entry.parameters,
         license=card.license,
         training=card.training,
     )

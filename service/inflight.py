@@ -31,6 +31,8 @@ class Share:
     """Images in the largest network call that carried it."""
     arithmetic: str = ""
     """How the network computed in the last call that carried it."""
+    checkpoint: str = ""
+    """The SHA-256 of its weights."""
     is_dropped: bool = False
 
     @property
@@ -82,6 +84,7 @@ class Inflight:
         """Images x evaluations per second, lately."""
         self._on_sampled, self._on_failure, self._on_turn = on_sampled, on_failure, on_turn
         self._cohorts: list[Cohort] = []
+        self._errands: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._call_seconds = 0.0
         self._is_watched = False
@@ -139,6 +142,12 @@ class Inflight:
         """Whether there is nothing to compute."""
         return not self._cohorts
 
+    def errand(self, act: Callable[[], None]) -> None:
+        """Have something done in the thread that computes, before the next turn."""
+        with self._changed:
+            self._errands.append(act)
+            self._changed.notify()
+
     def stir(self) -> None:
         """Something has come that might be claimed."""
         self._is_stirred = True
@@ -167,9 +176,14 @@ class Inflight:
 
     def _next(self, turn: int) -> list[Cohort]:
         """The cohorts of the next network call, waiting for some; [] once closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._cohorts or self._is_closed)
-            return self.policy.choose(self._cohorts, self.engine.width, turn)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._cohorts or self._errands or self._is_closed)
+                errands, self._errands = self._errands, []
+                if not errands:
+                    return self.policy.choose(self._cohorts, self.engine.width, turn)
+            for act in errands:
+                act()
 
     def _evaluate(self, chosen: Sequence[Cohort], shares: Sequence[Share]) -> None:
         """One network call."""
@@ -200,6 +214,7 @@ class Inflight:
             if not share.is_dropped and not any(cohort.remaining for cohort in share.cohorts):
                 share.sampled = now
                 share.arithmetic = self.engine.arithmetic(chosen[0].flight)
+                share.checkpoint = self.engine.checkpoint(chosen[0].flight)
                 _count(share, "useful")
                 whole.append(share)
         if whole:

@@ -27,6 +27,8 @@ class Flight(NamedTuple):
     """Of its weights; 0 if they are not rounded."""
     quantized: str = ""
     """Which of them are rounded."""
+    checkpoint: str = ""
+    """The SHA-256 of the weights when the job was accepted; "" for those that are current."""
 
 
 class Candidate(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from redis.asyncio import Redis
@@ -63,6 +63,7 @@ class JobReport(BaseModel):
     """When the last one ended."""
     images: int
     arithmetic: str
+    checkpoint: str
     labels: dict[int, str]
     is_written: bool
 
@@ -70,7 +71,6 @@ class JobReport(BaseModel):
 class Report(BaseModel):
     """What a worker says of jobs of a batch that it has computed, by id."""
 
-    checkpoint: str
     jobs: dict[str, JobReport]
 
 
@@ -89,6 +89,13 @@ class Completion:
     is_stale: bool = False
     to_write: tuple[str, ...] = ()
     ended: tuple[Job, ...] = ()
+
+
+class Order(NamedTuple):
+    """What an operator wants of all workers: a model loaded, or unloaded."""
+
+    is_to_load: bool
+    model: str
 
 
 @dataclass(frozen=True)
@@ -278,9 +285,22 @@ class Queue:
         """Return when something may wait for one of the models, or after the timeout."""
         await self.blocking.blpop([f"{self.prefix}wake:{model}" for model in models], timeout=timeout_seconds)
 
-    def on_arrival(self, act: Callable[[], None]) -> None:
-        """Have something done whenever something has come to the queue. Messages may be lost with a connection."""
-        self.redis.link.subscribe(f"{self.prefix}arrivals", lambda _: act())
+    def listen(self, on_arrival: Callable[[], None], on_order: Callable[[Order], None]) -> None:
+        """Be told whenever something has come to the queue, and of orders. Messages may be lost with a connection."""
+
+        def on_message(text: str) -> None:
+            act, _, model = text.partition(" ")
+            if model:
+                on_order(Order(act == "load", model))
+            else:
+                on_arrival()
+
+        self.redis.link.subscribe(f"{self.prefix}arrivals", on_message)
+
+    async def order(self, order: Order) -> int:
+        """Tell all workers to load or unload a model; how many there are to hear it."""
+        text = f"{'load' if order.is_to_load else 'unload'} {order.model}"
+        return int(await self.redis.publish(f"{self.prefix}arrivals", text))
 
     async def announce(self, worker: WorkerState) -> None:
         """Say that a worker lives, and what it holds."""

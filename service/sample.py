@@ -259,9 +259,9 @@ class SampleKind:
         return Resolved.model_validate_json(text)
 
     def flight(self, request: Resolved) -> Flight:
-        """What may share a network call: the model, its weights as they are or rounded, and the precision."""
-        rounding = (request.bits, request.quantized) if request.bits else ()
-        return Flight(request.model, request.precision, *rounding)
+        """What may share a network call: the checkpoint, its weights as they are or rounded, and the precision."""
+        bits, quantized = (request.bits, request.quantized) if request.bits else (0, "")
+        return Flight(request.model, request.precision, bits, quantized, request.checkpoint_sha256)
 
     def walk(self, engine: Sampler, request: Resolved, start: int, length: int) -> Walk:
         """The way of images start..start+length-1 of a request."""

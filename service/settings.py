@@ -28,6 +28,14 @@ class Settings(BaseSettings):
     )
     results_dir: Path = Field(Path(".pfgmpp/results"), description="Result store, shared by API and workers.")
     model_store: Path | None = Field(None, description="Directory of checkpoints; the shipped ones by default.")
+    models: str = Field(
+        "*", description="Which models of the store to serve: patterns, such as `digits-*`, with commas."
+    )
+    model_memory_mb: int | None = Field(
+        None,
+        ge=1,
+        description="Memory for a worker's networks; what does not fit is loaded when it is asked for. All by default.",
+    )
     workers: int = Field(1, ge=1, le=256, description="Worker processes of `pfgmpp serve`.")
     worker_name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="A worker's name; host and process id by default."
@@ -64,6 +72,7 @@ class Settings(BaseSettings):
     progress_seconds: Seconds = Field(0.1, description="How often progress is noted, at most.")
     reap_seconds: Seconds = Field(0.5, description="How often lost leases are looked for.")
     max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails.")
+    store_seconds: Seconds = Field(2.0, description="How often workers look for new checkpoints.")
     retention_seconds: Seconds = Field(3600.0, description="How long results are kept.")
     grace_seconds: Seconds = Field(10.0, description="How long a stopping worker may finish its batch.")
     log_format: Literal["text", "json"] = Field("text", description="One line per event, to read or to parse.")

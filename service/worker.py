@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -14,14 +14,14 @@ from prometheus_client import start_http_server
 from redis.exceptions import RedisError
 
 from service import __version__, metrics
-from service.catalogue import WorkerState
+from service.catalogue import ModelGone, WorkerState
 from service.delivery import Delivery, insist, sampling_failed
 from service.engine import Engine, choose_device, keep_memory, use_threads
 from service.inflight import Inflight, Share
 from service.kinds import kind_of
 from service.logs import get_logger
 from service.policy import Appetite, ByKey, ShortestFirst
-from service.queue import Batch, EmptyHandsNeeded, Queue, new_id
+from service.queue import Batch, EmptyHandsNeeded, Order, Queue, new_id
 from service.settings import Settings
 from service.store import LocalStore
 
@@ -64,6 +64,8 @@ class Worker:
         """A turn is over since the loop last looked, or these hands are empty."""
         self._emptied = asyncio.Event()
         self._emptied.set()
+        self._news = asyncio.Event()
+        """What this worker offers has changed."""
         self._computing = ThreadPoolExecutor(1, "compute")
         self._batch_id = new_id()
         self._needs_empty_hands = False
@@ -83,7 +85,14 @@ class Worker:
             await self._start_up()
         except (ValueError, OSError) as error:
             raise Misconfigured(str(error)) from error
-        acts = (self._compute, self._claim_work, self._keep_leases, self._show_life, self._sweep_results)
+        acts = (
+            self._compute,
+            self._claim_work,
+            self._keep_leases,
+            self._show_life,
+            self._watch_store,
+            self._sweep_results,
+        )
         tasks = [asyncio.create_task(act()) for act in acts]
         stopped = asyncio.create_task(self._stopping.wait())
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -108,14 +117,14 @@ class Worker:
         use_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.store.prepare()
         self.engine = await self._loop.run_in_executor(self._computing, self._load)
-        self.facts = self.engine.facts
-        if not self.facts:
-            raise ValueError(f"no checkpoint of {settings.model_store or 'the package'} could be loaded")
+        if not self.engine.models:
+            wanted = "" if settings.models == "*" else f" whose model is like {settings.models}"
+            raise ValueError(f"no checkpoint of {settings.model_store or 'the package'}{wanted} could be loaded")
         policy = ByKey() if settings.batching == "by-key" else ShortestFirst(settings.patience_seconds)
-        self.delivery = Delivery(self.queue, self.store, self.engine.checkpoint, self._forget)
+        self.delivery = Delivery(self.queue, self.store, self._forget)
         self.inflight = Inflight(self.engine, policy, self.delivery.sampled, self.delivery.failed, self._on_turn)
-        self.queue.on_arrival(self.inflight.stir)
-        about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.facts)}
+        self.queue.listen(self.inflight.stir, self._on_order)
+        about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.engine.models)}
         if settings.metrics_port is not None:
             server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
             about["metrics_port"] = server.server_port
@@ -127,7 +136,15 @@ class Worker:
         settings = self.settings
         device = choose_device(settings.device, settings.worker_index)
         folder = settings.data_dir / "networks"
-        engine = Engine(settings.model_store, device, settings.batch_images, folder, settings.compile)
+        engine = Engine(
+            settings.model_store,
+            device,
+            settings.batch_images,
+            folder,
+            settings.compile,
+            patterns=settings.models.split(","),
+            memory_bytes=None if settings.model_memory_mb is None else settings.model_memory_mb << 20,
+        )
         engine.prepare(settings.precision)
         return engine
 
@@ -272,7 +289,10 @@ class Worker:
                 metrics.observe_memory(self.engine.device_bytes)
             except RedisError as error:
                 log.warning("heartbeat not sent", reason=str(error))
-            await self._pause(self.settings.heartbeat_seconds)
+            self._news.clear()
+            with suppress(TimeoutError):
+                news = asyncio.wait_for(self._news.wait(), self.settings.heartbeat_seconds)
+                await self._unless_stopping(news)
 
     def _state(self) -> WorkerState:
         return WorkerState(
@@ -280,8 +300,38 @@ class Worker:
             state="busy" if self.in_hand else "idle",
             device=str(self.engine.device),
             evaluations_per_second=self.inflight.images_per_second,
-            models=self.facts,
+            models=self.engine.facts,
+            loaded=self.engine.loaded,
         )
+
+    async def _watch_store(self) -> None:
+        """Offer new checkpoints, and no longer those that are gone, until cancelled."""
+        while True:
+            await asyncio.sleep(self.settings.store_seconds)
+            try:
+                has_changed = await asyncio.to_thread(self.engine.store.scan)
+            except ValueError as error:
+                log.warning("model store not read", reason=str(error))
+                continue
+            if has_changed or self.engine.store.problems:
+                self.engine.offer()
+            if has_changed or not self.engine.is_settled:
+                self._have_done(self.engine.settle)
+
+    def _on_order(self, order: Order) -> None:
+        """Load or unload a model, as an operator wants it."""
+        if order.model in self.engine.models:
+            self._have_done(partial(self.engine.load if order.is_to_load else self.engine.unload, order.model))
+
+    def _have_done(self, act: Callable[[], None]) -> None:
+        """Have the computing thread change what is in memory, and say so at once."""
+
+        def errand() -> None:
+            with suppress(ModelGone):
+                act()
+            self._loop.call_soon_threadsafe(self._news.set)
+
+        self.inflight.errand(errand)
 
     async def _sweep_results(self) -> None:
         """Remove the results of jobs the queue no longer knows, until cancelled."""

@@ -16,7 +16,7 @@ from service.events import Events
 from service.job import JobError
 from service.picture import array_bytes
 from service.problems import ProblemDocument
-from service.queue import Queue, new_id
+from service.queue import Order, Queue, new_id
 from service.sample import TRAJECTORY
 from service.settings import Settings
 from service.store import LocalStore
@@ -560,3 +560,28 @@ async def test_a_trajectory_that_would_be_too_large_is_refused(client: httpx.Asy
     errors = problem(await client.post("/v1/samples", json=body), 422, "invalid-request").errors
     assert errors is not None
     assert [error.field for error in errors] == ["trajectory"]
+
+
+@pytest.mark.usefixtures("offered")
+async def test_an_order_to_load_reaches_the_workers_that_listen(client: httpx.AsyncClient, settings: Settings) -> None:
+    refused = problem(await client.post("/v1/models/digits/2048/load"), 503, "no-worker")
+    assert "no worker listens" in refused.detail
+    problem(await client.post("/v1/models/cats/2048/unload"), 404, "unknown-model")
+    listener, heard = Queue.open(settings), list[Order]()
+    listener.listen(lambda: None, heard.append)
+    await listener.census([])  # scripts and messages have one connection, opened now
+    for act in ("load", "unload"):
+        response = await eventually(lambda act=act: accepted(client, act))  # type: ignore[misc]
+        assert response.json()["name"] == "digits-d2048"
+    await eventually(lambda: is_done(len(heard) >= 2))
+    await listener.close()
+    assert set(heard) == {Order(True, "digits-d2048"), Order(False, "digits-d2048")}
+
+
+async def accepted(client: httpx.AsyncClient, act: str) -> httpx.Response | None:
+    response = await client.post(f"/v1/models/digits/2048/{act}")
+    return response if response.status_code == 202 else None
+
+
+async def is_done(condition: bool) -> bool:
+    return condition

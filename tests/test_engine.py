@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from bench.stores import untrained_checkpoint
+from models.checkpoint import save
 from models.generate import UInt8Array
 from models.sampling import Sampling
 from models.shapes import Network
+from service.catalogue import ModelGone
 from service.engine import Engine
 from service.policy import Flight
 from service.sample import Precision
-from tests.models.helpers import card
+from tests.models.helpers import card, random_tensors
 
 CPU = torch.device("cpu")
 
@@ -111,6 +113,68 @@ def test_weights_of_few_bits_are_another_flight_and_few_of_them_are_held(store: 
         engine.arithmetic(Flight("tiny-d128", "exact", 3, "all"))
     assert np.array_equal(sampled(engine, Flight("tiny-d128", "exact", 3, "all"), range(3)), few[3])
     assert np.array_equal(sampled(engine, flight("exact"), range(3)), plain)
+
+
+def test_within_a_budget_what_was_not_used_for_longest_makes_room(store: Path) -> None:
+    untrained_checkpoint(store, card(D=7))
+    size = max(path.stat().st_size for path in store.glob("*.safetensors"))
+    engine = Engine(store, CPU, 8, memory_bytes=2 * size + size // 2)
+    assert engine.models == ["tiny-d128", "tiny-d2", "tiny-d7"]
+    assert engine.loaded == ("tiny-d128", "tiny-d2")
+    first = sampled(engine, flight("exact", 128), [1])
+    sampled(engine, flight("exact", 7), [1])
+    assert engine.loaded == ("tiny-d128", "tiny-d7")
+    assert np.array_equal(sampled(engine, flight("exact", 128), [1]), first)
+    engine.load("tiny-d2")
+    assert engine.loaded == ("tiny-d128", "tiny-d2")
+
+
+def test_nothing_is_unloaded_while_something_is_under_way_with_it(store: Path) -> None:
+    engine = Engine(store, CPU, 8)
+    walk = engine.walk(flight("exact"), [1], [None], Sampling(steps=3))
+    engine.unload("tiny-d128")
+    engine.unload("tiny-d2")
+    assert engine.loaded == ("tiny-d128",)
+    assert "tiny-d2" in engine.models
+    del walk
+    engine.unload("tiny-d128")
+    assert not engine.loaded
+    sampled(engine, flight("exact"), [1])
+    assert engine.loaded == ("tiny-d128",)
+
+
+def test_what_has_begun_with_a_replaced_file_ends_with_it(store: Path) -> None:
+    engine = Engine(store, CPU, 8)
+    old = engine.facts[0].checkpoint_sha256
+    plan = Flight("tiny-d128", "exact", checkpoint=old)
+    expected = sampled(engine, plan, range(3))
+    walk = engine.walk(plan, range(3), [0, 1, 2], Sampling(steps=4))
+    torch.manual_seed(1)
+    save(store / "tiny-d128.safetensors", card(), random_tensors(card()))
+    assert engine.store.scan()
+    engine.offer()
+    engine.settle()
+    assert not engine.is_settled
+    assert engine.facts[0].checkpoint_sha256 != old
+    while not walk.is_finished:
+        engine.evaluate(plan, [walk])
+    assert engine.checkpoint(plan) == old
+    assert np.array_equal(walk.images(), expected)
+    del walk
+    engine.settle()
+    assert engine.is_settled
+    assert not np.array_equal(sampled(engine, plan, range(3)), expected), "an old job that begins now takes the new one"
+    assert engine.checkpoint(plan) == engine.facts[0].checkpoint_sha256
+
+
+def test_a_checkpoint_that_does_not_load_is_no_longer_offered(store: Path) -> None:
+    tensors = random_tensors(card(D=2))
+    next(iter(tensors.values()))[...] = torch.nan
+    save(store / "tiny-d2.safetensors", card(D=2), tensors)
+    engine = Engine(store, CPU, 8)
+    assert engine.models == ["tiny-d128"]
+    with pytest.raises(ModelGone, match="tiny-d2 is no longer in the model store"):
+        engine.load("tiny-d2")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is told is of glibc")

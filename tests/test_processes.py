@@ -137,6 +137,15 @@ def test_the_client_draws_a_grid(service: Service, tmp_path: Path) -> None:
         assert "Traceback" not in mistake.stderr
 
 
+def test_the_client_lists_the_models(service: Service) -> None:
+    done = pfgmpp("models", "--server", service.url)
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert done.returncode == 0, done.stderr
+    assert [row[:3] for row in rows] == [["digits", D, "8x8x1"] for D in ("1", "128", "2048", "inf")]
+    refused = pfgmpp("models", "--server", "http://127.0.0.1:1")
+    assert (refused.returncode, "is `pfgmpp serve` running?" in refused.stderr) == (1, True)
+
+
 def test_the_client_says_when_nobody_is_there(tmp_path: Path) -> None:
     done = pfgmpp(
         "sample", "--dataset", "digits", "--D", "1", "--server", "http://127.0.0.1:1", "-o", str(tmp_path / "g.png")

@@ -50,13 +50,13 @@ def report(batch: Batch, *written: str, jobs: Sequence[str] = ()) -> Report:
     """The report of a batch, or of some of its jobs, of which some results are written."""
     of_job = {job_id: [part for part in batch.parts if part.job_id == job_id] for job_id in jobs or batch.requests}
     return Report(
-        checkpoint="f" * 64,
         jobs={
             job_id: JobReport(
                 began_ms_ago=23.0,
                 sampled_ms_ago=3.0,
                 images=batch.images,
                 arithmetic="float32",
+                checkpoint="f" * 64,
                 labels={part.start: json.dumps([7] * part.length) for part in parts},
                 is_written=job_id in written,
             )

@@ -17,10 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.stores import exact_checkpoint
 from models.sampling import SOLVER_FACTS, Sampling, SolverName
 from service import metrics
-from service.catalogue import Catalogue
+from service.catalogue import Catalogue, OfferedModel
 from service.job import Job, JobError
 from service.kinds import KINDS
-from service.queue import Census, JobReport, Queue, Report, new_id
+from service.queue import Census, JobReport, Order, Queue, Report, new_id
 from service.sample import TRAJECTORY, Images, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
@@ -386,10 +386,11 @@ async def test_a_job_whose_parts_are_damaged_fails_and_never_shows_blanks(
         sampled_ms_ago=1,
         images=8,
         arithmetic="float32",
+        checkpoint="f" * 64,
         labels={0: json.dumps([0] * 8)},
         is_written=False,
     )
-    await queue.complete(first, Report(checkpoint="f" * 64, jobs={job_id: done}))
+    await queue.complete(first, Report(jobs={job_id: done}))
     part = store.path(job_id, "part-0-images.npy")
     part.unlink() if damage == "lost" else part.write_bytes(part.read_bytes()[:90])
     async with working(settings):
@@ -397,6 +398,61 @@ async def test_a_job_whose_parts_are_damaged_fails_and_never_shows_blanks(
         assert (await ended(queue, await submit())).status == "succeeded", "the worker goes on"
     assert job.error is not None
     assert (job.status, job.error.code) == ("failed", "store-failed")
+
+
+async def offered_now(queue: Queue, D: float, checkpoint: str = "") -> OfferedModel | None:
+    """The model of that D, once it is on offer with other weights than these."""
+    model = (await queue.catalogue()).find("points", D)
+    return model if model and model.checkpoint_sha256 != checkpoint else None
+
+
+async def test_new_files_are_offered_and_replaced_ones_are_used_by_new_jobs(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    quick, store = settings.model_copy(update={"store_seconds": 0.05}), settings.model_store
+    assert store
+    async with working(quick):
+        first = await ended(queue, await submit(seed=1))
+        exact_checkpoint(store, 7.0)
+        await eventually(lambda: offered_now(queue, 7))
+        added = await ended(queue, await submit(D=7))
+        exact_checkpoint(store, 128.0, examples=6)
+        replaced = await eventually(lambda: offered_now(queue, 128, first.request["checkpoint_sha256"]))
+        second = await ended(queue, await submit(seed=1))
+        (store / "points-d7.safetensors").unlink()
+        await eventually(lambda: gone(queue, 7))
+    assert [job.status for job in (first, added, second)] == ["succeeded"] * 3
+    assert second.view().model.checkpoint_sha256 == replaced.checkpoint_sha256
+    assert first.view().model.checkpoint_sha256 != replaced.checkpoint_sha256
+
+
+async def gone(queue: Queue, D: float) -> bool:
+    return (await queue.catalogue()).find("points", D) is None
+
+
+async def test_a_model_is_unloaded_and_loaded_by_order_and_when_it_is_asked_for(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    async def is_loaded(wanted: bool) -> bool:
+        model = (await queue.catalogue()).find("points", 128)
+        return model is not None and bool(model.loaded_on) == wanted
+
+    async with working(settings):
+        assert await queue.order(Order(is_to_load=False, model="points-d128")) == 1
+        await eventually(lambda: is_loaded(False))
+        await queue.order(Order(is_to_load=True, model="points-d128"))
+        await eventually(lambda: is_loaded(True))
+        await queue.order(Order(is_to_load=False, model="points-d128"))
+        await eventually(lambda: is_loaded(False))
+        assert (await ended(queue, await submit())).status == "succeeded"
+        await eventually(lambda: is_loaded(True))
+
+
+async def test_a_worker_serves_the_models_that_it_is_told_to(settings: Settings, queue: Queue) -> None:
+    async with working(settings.model_copy(update={"models": "points-d2,points-dinf"})):
+        assert sorted((await queue.catalogue()).models) == ["points-d2", "points-dinf"]
+    with pytest.raises(Misconfigured, match=r"no checkpoint of .* whose model is like digits-\*"):
+        await Worker(settings.model_copy(update={"models": "digits-*"})).run()
 
 
 async def test_a_stopped_worker_finishes_what_it_holds_and_leaves(

@@ -11,7 +11,7 @@
 --   worker:<id>     hash    what a worker says of itself; expires with its heartbeat
 --   wake:<model>    list    at most 64 tokens for idle workers
 --   events          pub/sub "<job> <status>" at each change, "<job> progress" in between
---   arrivals        pub/sub the model for which something waits that did not before, for workers at work
+--   arrivals        pub/sub for workers at work: the model for which something waits that did not before, or an order
 local P = KEYS[1]
 
 local function now_us()

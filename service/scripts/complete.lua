@@ -1,8 +1,8 @@
 -- Record the images of some jobs of a batch, all or nothing: a batch that was given back is refused, and so is a job
 -- that would end before its result is written. The batch ends with its last job. A repeated call answers as the first.
 -- Returns {"stale"}, {"write", job, ...} or {"done", ended job, its record, ...}.
--- ARGV: batch, retention [ms], report: {checkpoint, jobs: {job: {began_ms_ago, sampled_ms_ago, images,
---       arithmetic, is_written, labels: {start: text}}}}
+-- ARGV: batch, retention [ms], report: {jobs: {job: {began_ms_ago, sampled_ms_ago, images,
+--       arithmetic, checkpoint, is_written, labels: {start: text}}}}
 local batch, report = ARGV[1], cjson.decode(ARGV[3])
 local key = P .. 'batch:' .. batch
 local batch_record = redis.call('HMGET', key, 'parts', 'delivered')
@@ -41,7 +41,7 @@ for id, images in pairs(share) do
     local began, sampled = t - of_job.began_ms_ago, t - of_job.sampled_ms_ago
     redis.call('HSET', job_key, 'began_ms', math.min(began, tonumber(job[5] or began)),
       'sampled_ms', math.max(sampled, tonumber(job[6] or sampled)))
-    redis.call('HSET', job_key, 'checkpoint', report.checkpoint, 'arithmetic', of_job.arithmetic,
+    redis.call('HSET', job_key, 'checkpoint', of_job.checkpoint, 'arithmetic', of_job.arithmetic,
       'batch_images', math.max(of_job.images, tonumber(job[4] or '0')))
     redis.call('HDEL', job_key, 'progress:' .. batch)
     local done = redis.call('HINCRBY', job_key, 'done', images)

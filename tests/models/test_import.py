@@ -385,7 +385,7 @@ def test_inspect_tells_what_a_checkpoint_of_ours_holds() -> None:
     assert rows(run("inspect", path).stdout) == found
     assert found["model"] == "digits-d2048"
     assert found["sha256"] == checkpoint.load(path).sha256
-    assert found["parameters"] == f"{checkpoint.load(path).parameters:,}"
+    assert found["parameters"] == f"{parameters(checkpoint.load(path).network):,}"
 
 
 def test_inspect_prints_no_control_characters(tmp_path: Path) -> None:
