@@ -53,7 +53,8 @@ def test_estimates_are_kept_only_if_they_are_asked_for(generator: Generator) -> 
     assert walked(generator, Sampling(steps=3)).trajectory() is None
     kept = walked(generator, Sampling(steps=3, trajectory=True)).trajectory()
     assert kept is not None
-    assert (kept.shape, kept.dtype) == ((4, 3, 8, 8, 3), np.uint8)
+    assert kept.shape == (4, 3, 8, 8, 3)
+    assert kept.dtype == np.uint8
 
 
 @pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 2, 2, 1)])
