@@ -62,7 +62,7 @@ def bench(
         if ON_DEVICE & set(parts or PARTS):
             torch.empty(0, device=workbench.device)
     except ModuleNotFoundError as error:
-        hint = "pip install -c constraints.txt '.[bench]'"
+        hint = ".venv/bin/pip install -c constraints.txt -e '.[bench]'"
         raise typer.BadParameter(f"the benchmarks need {error.name}: {hint}") from error
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from error

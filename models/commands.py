@@ -158,6 +158,8 @@ def import_official(
     except ValueError as error:
         _give_up(str(error))
     output = output or Path(f"{card.name}.safetensors")
+    if output.exists() and not output.is_file():
+        _give_up(f"{output}: is there, and no file that could be replaced")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(output, card, tensors)

@@ -47,7 +47,7 @@ class SamplingOptions(BaseModel):
     discretization: Discretization = Field("edm", description="Whose noise levels: edm, vp, ve or iddpm.")
     schedule: ScheduleName = Field("linear", description="How noise grows with time: linear (edm), vp or ve.")
     scaling: Scaling = Field("none", description="How images are scaled on their way: none (edm) or vp.")
-    second_order: float = Field(1.0, gt=0, le=1, description="Where in a step heun takes its second slope; 1: its end.")
+    second_order: float = Field(1.0, ge=0.01, le=1, description="Where in a step heun takes its second slope.")
     S_churn: float = Field(40.0, ge=0, le=10_000, description="churn: how much noise is renewed, over all steps.")
     S_min: float = Field(0.0, ge=0, description="churn: from this noise level on.")
     S_max: float | None = Field(None, gt=0, description="churn: up to this noise level; any if left out.")
