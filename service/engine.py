@@ -1,6 +1,7 @@
 """The bridge to `models`: the only module of the service that knows them, and torch."""
 
 import ctypes
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -76,7 +77,7 @@ class Engine:
         self._generators: dict[Flight, Generator] = {}
         self._arithmetic: dict[Flight, str] = {}
         self._compiling: dict[Flight, Programs] = {}
-        self._walks: dict[str, WeakSet[generate.Walk]] = {}
+        self._walks = OrderedDict[str, WeakSet[generate.Walk]]()
         """Those under way, by checkpoint; of the checkpoints that are loaded, the one used last is the last."""
         self._widths: dict[str, int] = {}
         self._launched: torch.cuda.Event | None = None
@@ -239,8 +240,7 @@ class Engine:
                 self._prepare_fast(flight)
             else:
                 self._exact(flight)
-        checkpoint = self.checkpoint(flight)
-        self._walks[checkpoint] = self._walks.pop(checkpoint)
+        self._walks.move_to_end(self.checkpoint(flight))  # at no moment missing, for `loaded` is read elsewhere
         programs = self._compiling.get(flight, {})
         if programs and all(program.done() for program in programs.values()):
             self._take_compiled(flight, programs)
