@@ -82,7 +82,7 @@ def _contestants(bench: Workbench, network: Network) -> tuple[dict[str, Sampler]
 
 
 def _sampled(engine: Engine, flight: Flight, steps: int) -> UInt8Array:
-    walk = engine.walk(flight, range(BATCH), [None] * BATCH, Sampling(steps=steps))
+    walk = engine.walk([flight], range(BATCH), [None] * BATCH, Sampling(steps=steps))
     while not walk.is_finished:
         engine.evaluate(flight, [walk])
     return walk.images()

@@ -27,10 +27,10 @@ class TimedEngine(Engine):
     seconds = 0.0
 
     def walk(
-        self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
+        self, flights: Sequence[Flight], seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
     ) -> models.generate.Walk:
         started = time.perf_counter()
-        walk = super().walk(flight, seeds, labels, sampling)
+        walk = super().walk(flights, seeds, labels, sampling)
         self.seconds += time.perf_counter() - started
         return walk
 

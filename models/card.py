@@ -171,6 +171,8 @@ class Card(_Frozen):
     sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False)
     default_steps: int = Field(18, ge=2)
     max_steps: int = Field(256, ge=2)
+    label_dropout: float = Field(0.0, ge=0, le=1)
+    """How often training left the class out, so that the model can also be asked without one."""
     license: str
     training: dict[str, Any] = {}
 
@@ -191,6 +193,11 @@ class Card(_Frozen):
     def name(self) -> str:
         """The model's name in file names and metrics, such as `digits-d2048`."""
         return f"{self.dataset}-d{format_D(self.D)}"
+
+    @property
+    def can_leave_out_class(self) -> bool:
+        """Whether the model, which has classes, can also be asked without one."""
+        return bool(self.classes) and (self.label_dropout > 0 or isinstance(self.architecture, ExactOptions))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -24,7 +24,9 @@ class ExactDenoiser(nn.Module):
         self.data_class: Tensor
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The posterior mean [B, C, H, W] at x, sigma [B]; labels [B, classes] one-hot narrow it to that class."""
+        """The posterior mean [B, C, H, W] at x, sigma [B]; labels [B, classes] one-hot narrow it to that class, and
+        zeros to none.
+        """
         data = self.data.to(x.dtype).flatten(1)
         # Not torch.cdist: its fast path loses the digits that matter at small sigma.
         squared = (x.flatten(1)[:, None] - data).square().sum(-1)
@@ -34,5 +36,6 @@ class ExactDenoiser(nn.Module):
         else:
             log_weights = -(data.shape[1] + self.D) / 2 * torch.log1p(squared / (variance * self.D))
         if labels is not None:
-            log_weights = log_weights.masked_fill(labels[:, self.data_class] == 0, -math.inf)
+            others = (labels[:, self.data_class] == 0) & labels.any(1, keepdim=True)
+            log_weights = log_weights.masked_fill(others, -math.inf)
         return (steady(log_weights.softmax(1)) @ data)[: len(x)].view_as(x)

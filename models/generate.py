@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.card import Card
 from models.checkpoint import Model
 from models.kernel import FloatArray, prior
 from models.levels import rounded
@@ -26,15 +27,26 @@ UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 class Walk:
     """Images that walk through the same noise levels side by side, asking for one estimate after the other.
 
-    Of so many estimates, `keep_every`, it keeps the first for the trajectory; 0 keeps none.
+    With guidance every estimate is asked for twice, of the model and then of its guide; `one_hots` are the conditions
+    of both. Of so many estimates, `keep_every`, it keeps the first for the trajectory; 0 keeps none.
     """
 
-    def __init__(self, solver: Solver, labels: list[int], one_hot: Tensor | None, name: str, keep_every: int = 0):
+    def __init__(
+        self,
+        solver: Solver,
+        labels: list[int],
+        one_hots: tuple[Tensor | None, ...],
+        name: str,
+        guidance: float = 1.0,
+        keep_every: int = 0,
+    ):
         self.labels = labels
+        self._one_hots = one_hots
+        self._guidance = guidance
+        self._unguided: Tensor | None = None
         self._keep_every = keep_every
         self._asked = 0
         self._estimates: list[Tensor] = []
-        self.one_hot = one_hot
         self._solver = solver
         self._name = name
         self._end: Tensor | None = None
@@ -44,8 +56,26 @@ class Walk:
     def is_finished(self) -> bool:
         return self._end is not None
 
+    @property
+    def asks_guide(self) -> bool:
+        """Whether the next estimate is to be that of the guide."""
+        return self._unguided is not None
+
+    @property
+    def one_hot(self) -> Tensor | None:
+        """The condition [n, classes] of the next estimate: zeros for no class; None for a network without classes."""
+        return self._one_hots[self.asks_guide]
+
     def advance(self, denoised: Tensor) -> None:
-        """Take the estimate [n, C, H, W] that was asked for, in float64, as far as the next query or the end."""
+        """Take the estimate [n, C, H, W] that was asked for, in float64, as far as the next query or the end.
+
+        With guidance w the solver gets D_guide + w (D_model - D_guide) (Ho and Salimans, 2022; Karras et al., 2024).
+        """
+        if len(self._one_hots) > 1:
+            if self._unguided is None:
+                self._unguided = denoised
+                return
+            denoised, self._unguided = denoised.lerp(self._unguided, self._guidance), None
         if self._keep_every and self._asked % self._keep_every == 0:
             self._estimates.append(to_pixels(denoised))
         self._asked += 1
@@ -82,9 +112,12 @@ class Generator:
         """The most images of a network call; more would bring nothing but delay."""
         return self.shapes.width
 
-    def walk(self, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling) -> Walk:
+    def walk(
+        self, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling, guide: Card | None = None
+    ) -> Walk:
         """The walk of one image per seed, from the prior on; labels of None are drawn from the seed.
 
+        If it is guided, the guide is the model without a class, unless another is given.
         Raises LevelsError when the model has no such noise levels.
         """
         card, device = self.model.card, self.model.device
@@ -92,10 +125,11 @@ class Generator:
         levels = rounded(sampling.levels(ends), self.model.table)
         chosen = chosen_labels(seeds, labels, len(card.classes))
         x = self._images([prior(seed, card.shape, card.D, levels[0]) for seed in seeds])
-        one_hot = torch.eye(len(card.classes), device=device)[chosen] if card.classes else None
+        one_hots = _one_hots(card, guide, chosen, sampling.is_guided, device)
         noise = self._noise(seeds) if sampling.is_noisy else None
         keep_every = sampling.evaluations_per_step if sampling.trajectory else 0
-        return Walk(solver_of(sampling, x, levels, ends, noise), chosen, one_hot, card.name, keep_every)
+        solver = solver_of(sampling, x, levels, ends, noise)
+        return Walk(solver, chosen, one_hots, card.name, sampling.guidance, keep_every)
 
     def _noise(self, seeds: Sequence[int]) -> Noise:
         """Standard Gaussian noise, each image's from its own stream."""
@@ -148,6 +182,18 @@ def chosen_labels(seeds: Sequence[int], labels: Sequence[int | None], classes: i
     if not classes:
         return []
     return [drawn_label(seed, classes) if label is None else label for seed, label in zip(seeds, labels, strict=True)]
+
+
+def _one_hots(
+    card: Card, guide: Card | None, chosen: list[int], is_guided: bool, device: torch.device
+) -> tuple[Tensor | None, ...]:
+    """What the network is told of the classes chosen, and what its guide is, if there is one."""
+    own = torch.eye(len(card.classes), device=device)[chosen] if card.classes else None
+    if not is_guided:
+        return (own,)
+    if guide:
+        return (own, own if guide.classes else None)
+    return (own, None if own is None else torch.zeros_like(own))
 
 
 def to_uint8(x: Tensor) -> UInt8Array:

@@ -161,6 +161,7 @@ class Official:
             "architecture": self.options(),
             "sigma_min": sigma_min,
             "sigma_max": sigma_max,
+            "label_dropout": self._label_dropout(),
             "license": LICENSE,
             "training": self.origin(),
         }
@@ -177,7 +178,6 @@ class Official:
             "container": self.contents.form,
             "class": f"{self.network.kind} of {self.model.kind}",
             "step": self.step,
-            "label_dropout": self._label_dropout(),
         }
         return {name: value for name, value in origin.items() if value is not None}
 
@@ -269,10 +269,10 @@ class Official:
         trained = levels[levels > 0]
         return max(0.002, float(trained.min(initial=80))), min(80.0, float(trained.max(initial=0.002)))
 
-    def _label_dropout(self) -> float | None:
-        """How often training left labels out, which is what guidance needs; None for never."""
+    def _label_dropout(self) -> float:
+        """How often training left labels out, which is what guidance needs."""
         share = self.model.state.get("label_dropout")
-        return float(share) if isinstance(share, int | float) and 0 < share <= 1 else None
+        return float(share) if isinstance(share, int | float) and 0 < share <= 1 else 0.0
 
     def _chosen_dataset(self, given: str | None) -> str:
         dataset = given or self.dataset

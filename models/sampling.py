@@ -57,6 +57,15 @@ class SamplingOptions(BaseModel):
     quantized: Quantized = Field(
         "all", description="Which weights: all, or those of the official code, which leaves all layers at 32x32 float."
     )
+    guidance: float = Field(
+        1.0, ge=0, le=100, description="Weight of the model's estimate against that of a guide; 1 asks no guide."
+    )
+    guide: str | None = Field(
+        None,
+        max_length=128,
+        description="Name of the model that guides (autoguidance); left out, the model without a class "
+        "(classifier-free guidance).",
+    )
     trajectory: bool = Field(False, description="Also keep the denoised estimate of every step.")
 
 
@@ -72,9 +81,14 @@ class Sampling(SamplingOptions):
         return 2 if SOLVER_FACTS[self.solver].is_second_order else 1
 
     @property
+    def is_guided(self) -> bool:
+        """Whether every estimate takes a second evaluation, of the guide."""
+        return self.guidance != 1
+
+    @property
     def evaluations(self) -> int:
         """Network evaluations of each image."""
-        return self.evaluations_per_step * (self.steps - 1) + 1
+        return (self.evaluations_per_step * (self.steps - 1) + 1) * (2 if self.is_guided else 1)
 
     @property
     def is_ablation(self) -> bool:
@@ -131,5 +145,9 @@ class Sampling(SamplingOptions):
             yield "rho", "is for the discretization edm"
         if self.bits is None and "quantized" in changed:
             yield "quantized", "is for bits"
+        if self.guide and not self.is_guided:
+            yield "guide", "is for a guidance other than 1"
+        if self.guide and self.bits:
+            yield "guide", "cannot be combined with bits"
         if self.is_ablation and self.alpha:
             yield "alpha", "cannot be combined with another schedule, scaling or second_order"

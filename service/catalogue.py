@@ -26,16 +26,28 @@ class ModelFacts(BaseModel):
     sigma_min: float = Field(0.002, description="The lowest noise level at which it can be asked, and the highest.")
     sigma_max: float = 80.0
     solvers: tuple[str, ...]
+    is_guidable: bool = Field(
+        False, description="Whether it can guide itself: it was trained to be asked without a class too."
+    )
     checkpoint_sha256: str
     parameters: int
     license: str
     training: dict[str, Any]
+
+    def can_guide(self, model: "ModelFacts") -> bool:
+        """Whether its estimates can guide another model: the same kernel, pixels, noise levels and classes, or none."""
+        same = all(getattr(self, name) == getattr(model, name) for name in ("D", "resolution", "channels"))
+        reaches = self.sigma_min <= model.sigma_min and model.sigma_max <= self.sigma_max
+        return self.name != model.name and same and reaches and self.classes in ((), model.classes)
 
 
 class OfferedModel(ModelFacts):
     """A model with the workers that hold it."""
 
     loaded_on: tuple[str, ...]
+    guides: dict[str, str] = Field(
+        {}, description="The models that can guide it, with the SHA-256 of their checkpoints."
+    )
 
 
 class WorkerState(BaseModel):
@@ -73,9 +85,20 @@ class Catalogue:
                     holders.setdefault(model.name, []).append(worker.name)
         in_order = sorted(facts.values(), key=lambda model: (model.dataset, float(model.D)))
         return {
-            model.name: OfferedModel(**model.model_dump(), loaded_on=tuple(holders.get(model.name, ())))
+            model.name: OfferedModel(
+                **model.model_dump(),
+                loaded_on=tuple(holders.get(model.name, ())),
+                guides={each.name: each.checkpoint_sha256 for each in in_order if self._can_guide(each, model)},
+            )
             for model in in_order
         }
+
+    def _can_guide(self, guide: ModelFacts, model: ModelFacts) -> bool:
+        """Whether one can guide the other wherever that may be sampled."""
+        if not guide.can_guide(model):
+            return False
+        offers = [{each.name for each in worker.models} for worker in self.workers]
+        return all(guide.name in names for names in offers if model.name in names)
 
     @property
     def is_warm(self) -> bool:

@@ -263,12 +263,22 @@ class Engine:
         return sum(self._generators[self._key(flight)].shapes.cut(images))
 
     def walk(
-        self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
+        self, flights: Sequence[Flight], seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
     ) -> generate.Walk:
-        """The walk of one image per seed; labels of None are drawn from the seed."""
-        self.prepare_flight(flight)
-        walk = self._generators[self._key(flight)].walk(seeds, labels, sampling)
-        self._walks[self.checkpoint(flight)].add(walk)
+        """The walk of one image per seed, with the flights of its model and its guide; labels of None are drawn.
+
+        Raises ModelGone when one of them is not there, or the guide is no longer the one that was asked for.
+        """
+        own, *guides = flights
+        self.prepare_flight(own)
+        cards = [self._entries[guide.model].card for guide in guides if guide.model in self._entries]
+        walk = self._generators[self._key(own)].walk(seeds, labels, sampling, *cards)
+        self._walks[self.checkpoint(own)].add(walk)
+        for guide in guides:
+            self.prepare_flight(guide)
+            if self.checkpoint(guide) != guide.checkpoint:
+                raise ModelGone(f"the checkpoint of {guide.model}, the guide, was replaced; submit the job again")
+            self._walks[guide.checkpoint].add(walk)
         return walk
 
     def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
@@ -392,6 +402,7 @@ def _facts(entry: Entry) -> ModelFacts:
         sigma_min=card.sigma_min,
         sigma_max=card.sigma_max,
         solvers=tuple(SOLVERS),
+        is_guidable=card.can_leave_out_class,
         checkpoint_sha256=entry.sha256,
         parameters=entry.parameters,
         license=card.license,

@@ -57,10 +57,20 @@ class Cohort:
     """The part of the batch to which they belong."""
     start: int
     images: int
-    flight: Flight
+    flights: tuple[Flight, ...]
+    """Those of its evaluations, in turn."""
     remaining: int
     submitted: float
     walk: Walk | None = None
+
+    def __post_init__(self) -> None:
+        self.flight = self.flights[0]
+
+    def land(self) -> None:
+        """An evaluation is over."""
+        self.remaining -= 1
+        if len(self.flights) > 1:
+            self.flight = self.flights[-self.remaining % len(self.flights)]
 
 
 class Inflight:
@@ -96,10 +106,10 @@ class Inflight:
         shares = {job_id: Share(batch, job_id, kind, kind.parse(request)) for job_id, request in batch.requests.items()}
         for part in batch.parts:
             share = shares[part.job_id]
-            flight, evaluations = kind.flight(share.request), kind.evaluations(share.request)
+            flights, evaluations = kind.flights(share.request), kind.evaluations(share.request)
             share.cohorts += [
-                Cohort(share, part, part.start + start, length, flight, evaluations, batch.submitted[part.job_id])
-                for start, length in self.policy.spans(part.length, self.engine.width(flight))
+                Cohort(share, part, part.start + start, length, flights, evaluations, batch.submitted[part.job_id])
+                for start, length in self.policy.spans(part.length, self.engine.width(flights[0]))
             ]
         return list(shares.values())
 
@@ -196,7 +206,7 @@ class Inflight:
         self.engine.evaluate(flight, [cohort.walk or _begun(cohort, self.engine) for cohort in chosen])
         seconds = time.monotonic() - started
         for cohort in chosen:
-            cohort.remaining -= 1
+            cohort.land()
             cohort.share.evaluations_done += cohort.images
         self._call_seconds = _lately(self._call_seconds, seconds)
         self.images_per_second = _lately(self.images_per_second, images / max(seconds, 1e-6))
@@ -213,8 +223,9 @@ class Inflight:
         for share in dict.fromkeys(cohort.share for cohort in landed):
             if not share.is_dropped and not any(cohort.remaining for cohort in share.cohorts):
                 share.sampled = now
-                share.arithmetic = self.engine.arithmetic(chosen[0].flight)
-                share.checkpoint = self.engine.checkpoint(chosen[0].flight)
+                own = share.cohorts[0].flights[0]
+                share.arithmetic = self.engine.arithmetic(own)
+                share.checkpoint = self.engine.checkpoint(own)
                 _count(share, "useful")
                 whole.append(share)
         if whole:

@@ -34,8 +34,8 @@ class Kind(Protocol[R, Output]):
     def lane(self, request: R) -> str:
         """Jobs of equal cost: `model|kind|...`."""
 
-    def flight(self, request: R) -> Flight:
-        """What may share a network call."""
+    def flights(self, request: R) -> tuple[Flight, ...]:
+        """What may share a network call: that of its first evaluation, of its second if that differs, and so on."""
 
     def walk(self, engine: Sampler, request: R, start: int, length: int) -> Walk:
         """The way of images start..start+length-1 of a request."""

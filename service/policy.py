@@ -39,7 +39,9 @@ class Candidate(Protocol):
         """What it belongs to, which ends with its last cohort."""
 
     @property
-    def flight(self) -> Flight: ...
+    def flight(self) -> Flight:
+        """That of its next evaluation."""
+
     @property
     def images(self) -> int: ...
     @property
@@ -165,7 +167,7 @@ class ByKey:
     patience_seconds: float = 0.0
 
     def choose(self, cohorts: Sequence[C], width: Callable[[Flight], int], turn: int) -> list[C]:
-        return list(cohorts)
+        return [cohort for cohort in cohorts if cohort.flight == cohorts[0].flight]
 
     def appetite(self, hands: Hands) -> Appetite | None:
         return None if hands.cohorts else Appetite(dict.fromkeys(hands.models, hands.capacity))

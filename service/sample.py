@@ -4,7 +4,7 @@ import errno
 import json
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -98,6 +98,7 @@ class Resolved(Sampling):
     D: int | float | Literal["inf"]
     model: str
     checkpoint_sha256: str
+    guide_checkpoint_sha256: str | None = None
     precision: Precision
     count: int
     seeds: list[int]
@@ -137,7 +138,7 @@ def resolve(
         checks.add("count", f"must be at most {max_count}")
     checks.raise_any()
     sampling = Sampling(steps=steps, **{name: getattr(request, name) for name in SamplingOptions.model_fields})
-    for field, reason in sampling.faults(model.sigma_min, model.sigma_max):
+    for field, reason in (*sampling.faults(model.sigma_min, model.sigma_max), *_guide_faults(sampling, model)):
         checks.add(field, reason)
     if request.bits and request.precision == "fast":
         checks.add("precision", "must be exact for weights of few bits, so that nothing else differs")
@@ -161,6 +162,7 @@ def resolve(
         D=model.D,
         model=model.name,
         checkpoint_sha256=model.checkpoint_sha256,
+        guide_checkpoint_sha256=model.guides[request.guide] if request.guide else None,
         precision=request.precision or ("exact" if request.bits else precision),
         count=request.count,
         seeds=seeds,
@@ -168,6 +170,17 @@ def resolve(
         columns=columns,
         scale=request.scale,
     )
+
+
+def _guide_faults(sampling: Sampling, model: OfferedModel) -> Iterator[tuple[str, str]]:
+    """Why a model cannot be guided so."""
+    if sampling.guide:
+        if sampling.guide not in model.guides:
+            fitting = f"one of: {', '.join(model.guides)}" if model.guides else "one of those it has, and it has none"
+            yield "guide", f"must be {fitting} (served beside it, of the same D, pixels, noise levels and classes)"
+    elif sampling.is_guided and not model.is_guidable:
+        why = "was not trained to be asked without a class" if model.classes else "has no classes"
+        yield "guidance", f"needs a guide, for this model {why}"
 
 
 def _seeds(request: SampleRequest, checks: _Checks) -> list[int]:
@@ -227,8 +240,10 @@ class Walk(Protocol):
 class Sampler(Protocol):
     """What the kind needs of the engine."""
 
-    def walk(self, flight: Flight, seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling) -> Walk:
-        """The walk of one image per seed; labels of None are drawn from the seed."""
+    def walk(
+        self, flights: Sequence[Flight], seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
+    ) -> Walk:
+        """The walk of one image per seed, of a model and its guide; labels of None are drawn from the seed."""
 
 
 @dataclass(frozen=True)
@@ -251,23 +266,27 @@ class SampleKind:
         return request.evaluations
 
     def lane(self, request: Resolved) -> str:
-        """Jobs of equal cost: the model (dataset and D), the steps, the solver and the precision."""
-        return f"{request.model}|{self.name}|{request.steps}|{request.solver}|{request.precision}"
+        """Jobs of equal cost: the model (dataset and D), the steps, the solver, guided or not, and the precision."""
+        solver = f"{request.solver}+guidance" if request.is_guided else request.solver
+        return f"{request.model}|{self.name}|{request.steps}|{solver}|{request.precision}"
 
     def parse(self, text: str) -> Resolved:
         """The request as it was kept with the job."""
         return Resolved.model_validate_json(text)
 
-    def flight(self, request: Resolved) -> Flight:
+    def flights(self, request: Resolved) -> tuple[Flight, ...]:
         """What may share a network call: the checkpoint, its weights as they are or rounded, and the precision."""
         bits, quantized = (request.bits, request.quantized) if request.bits else (0, "")
-        return Flight(request.model, request.precision, bits, quantized, request.checkpoint_sha256)
+        own = Flight(request.model, request.precision, bits, quantized, request.checkpoint_sha256)
+        if not request.guide:
+            return (own,)
+        return (own, Flight(request.guide, request.precision, checkpoint=request.guide_checkpoint_sha256 or ""))
 
     def walk(self, engine: Sampler, request: Resolved, start: int, length: int) -> Walk:
         """The way of images start..start+length-1 of a request."""
         span = slice(start, start + length)
         labels = (request.labels or [None] * request.count)[span]
-        return engine.walk(self.flight(request), request.seeds[span], labels, request)
+        return engine.walk(self.flights(request), request.seeds[span], labels, request)
 
     def output(self, walks: Sequence[Walk]) -> Images:
         """The images of finished walks, one after the other."""
@@ -349,4 +368,5 @@ def provenance(request: Resolved, labels: Sequence[int], checkpoint_sha256: str)
         "seeds": json.dumps(request.seeds),
         "labels": json.dumps(labels),
         "checkpoint_sha256": checkpoint_sha256,
+        **({"guide_checkpoint_sha256": request.guide_checkpoint_sha256} if request.guide_checkpoint_sha256 else {}),
     }

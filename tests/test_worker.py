@@ -466,6 +466,13 @@ async def test_a_stopped_worker_finishes_what_it_holds_and_leaves(
     assert not (await queue.catalogue()).workers
 
 
+async def test_a_stopped_worker_leaves_nothing_behind(settings: Settings) -> None:
+    before = asyncio.all_tasks()
+    async with working(settings):
+        pass
+    assert asyncio.all_tasks() == before
+
+
 async def test_a_worker_out_of_grace_hands_its_batch_back(settings: Settings, queue: Queue, submit: Submit) -> None:
     async with working(settings.model_copy(update={"grace_seconds": 0.01})) as worker:
         job_id = await submit(count=64, steps=400)
