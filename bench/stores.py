@@ -9,9 +9,11 @@ from models.checkpoint import save
 from models.precond import Denoiser
 
 
-def exact_checkpoint(store: Path, D: float, dataset: str = "points", classes: int = 2, examples: int = 4) -> Path:
+def exact_checkpoint(
+    store: Path, D: float, dataset: str = "points", classes: int = 2, examples: int = 4, seed: int = 0
+) -> Path:
     """A checkpoint of the exact denoiser of a few random 4x4 images, class by class in turn."""
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
     card = Card(
         dataset=dataset,
         D=D,

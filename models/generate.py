@@ -49,12 +49,13 @@ class Walk:
         self._estimates: list[Tensor] = []
         self._solver = solver
         self._name = name
-        self._end: Tensor | None = None
+        self.end: Tensor | None = None
+        """The images [n, C, H, W] in [-1, 1], float64, once they are there."""
         self.query: Query = next(solver)
 
     @property
     def is_finished(self) -> bool:
-        return self._end is not None
+        return self.end is not None
 
     @property
     def asks_guide(self) -> bool:
@@ -82,18 +83,18 @@ class Walk:
         try:
             self.query = self._solver.send(denoised)
         except StopIteration as end:
-            self._end = end.value
+            self.end = end.value
 
     def images(self) -> UInt8Array:
         """The finished images, uint8 [n, H, W, C].
 
         Raises FloatingPointError when an image came out with values that are not finite, ValueError before the end.
         """
-        if self._end is None:
+        if self.end is None:
             raise ValueError("the walk has not come to its end")
-        if not self._end.isfinite().all():
+        if not self.end.isfinite().all():
             raise FloatingPointError(f"{self._name} gave values that are not finite")
-        return to_uint8(self._end)
+        return to_uint8(self.end)
 
     def trajectory(self) -> UInt8Array | None:
         """The denoised estimates of every step, uint8 [n, steps, H, W, C]; None if they were not kept."""

@@ -162,7 +162,7 @@ def resolve(
         D=model.D,
         model=model.name,
         checkpoint_sha256=model.checkpoint_sha256,
-        guide_checkpoint_sha256=model.guides[request.guide] if request.guide else None,
+        guide_checkpoint_sha256=model.guides.get(request.guide or ""),
         precision=request.precision or ("exact" if request.bits else precision),
         count=request.count,
         seeds=seeds,
@@ -174,11 +174,13 @@ def resolve(
 
 def _guide_faults(sampling: Sampling, model: OfferedModel) -> Iterator[tuple[str, str]]:
     """Why a model cannot be guided so."""
+    if not sampling.is_guided:
+        return
     if sampling.guide:
         if sampling.guide not in model.guides:
             fitting = f"one of: {', '.join(model.guides)}" if model.guides else "one of those it has, and it has none"
             yield "guide", f"must be {fitting} (served beside it, of the same D, pixels, noise levels and classes)"
-    elif sampling.is_guided and not model.is_guidable:
+    elif not model.is_guidable:
         why = "was not trained to be asked without a class" if model.classes else "has no classes"
         yield "guidance", f"needs a guide, for this model {why}"
 

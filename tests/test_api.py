@@ -508,6 +508,13 @@ async def test_the_openapi_document_describes_the_contract(client: httpx.AsyncCl
         ({"bits": 1}, "bits"),
         ({"quantized": "official"}, "quantized"),
         ({"bits": 8, "precision": "fast"}, "precision"),
+        ({"guidance": 2}, "guidance"),
+        ({"guidance": -1, "guide": "other-d2048"}, "guidance"),
+        ({"guidance": 2, "guide": "digits-d2048"}, "guide"),
+        ({"guidance": 2, "guide": "digits-d128"}, "guide"),
+        ({"guidance": 2, "guide": "nothing"}, "guide"),
+        ({"guidance": 2, "guide": 7}, "guide"),
+        ({"guide": "nothing"}, "guide"),
     ],
 )
 async def test_a_choice_of_sampling_that_cannot_be_is_named(
@@ -516,6 +523,35 @@ async def test_a_choice_of_sampling_that_cannot_be_is_named(
     errors = problem(await client.post("/v1/samples", json=GOOD | choice), 422, "invalid-request").errors
     assert errors is not None
     assert [error.field for error in errors] == [field]
+
+
+async def test_models_tell_what_can_guide_them(client: httpx.AsyncClient, queue: Queue) -> None:
+    """The same kernel, pixels, noise levels and classes (or none), wherever the model itself is served."""
+    own, bare = facts(is_guidable=True), facts("bare", classes=())
+    others = (facts(D=128), facts("large", resolution=16), facts("named", classes=("a",)), facts("low", sigma_max=40))
+    worse = facts("worse", checkpoint_sha256="1" * 64)
+    await queue.announce(worker_state(own, bare, worse, *others, name="one"))
+    await queue.announce(worker_state(own, worse, name="two"))
+    models = {model["name"]: model for model in (await client.get("/v1/models")).json()}
+    assert models["digits-d2048"]["guides"] == {"worse-d2048": "1" * 64}
+    assert models["bare-d2048"]["guides"] == {}
+    assert models["low-d2048"]["guides"] == {
+        name: models[name]["checkpoint_sha256"] for name in ("bare-d2048", "digits-d2048", "worse-d2048")
+    }
+    for choice, field in (
+        ({"dataset": "digits"}, None),
+        ({"dataset": "worse"}, "guidance"),
+        ({"dataset": "bare"}, "guidance"),
+    ):
+        response = await client.post("/v1/samples", json={"D": 2048, "guidance": 2.5} | choice)
+        if field:
+            errors = problem(response, 422, "invalid-request").errors or ()
+            assert [error.field for error in errors] == [field]
+        else:
+            assert response.json()["progress"]["evaluations_total"] == 2 * 35
+    job = (await client.post("/v1/samples", json=GOOD | {"guidance": 2.5, "guide": "worse-d2048"})).json()
+    echoed = {name: job["request"][name] for name in ("guidance", "guide", "guide_checkpoint_sha256")}
+    assert echoed == {"guidance": 2.5, "guide": "worse-d2048", "guide_checkpoint_sha256": "1" * 64}
 
 
 @pytest.mark.usefixtures("offered")

@@ -143,6 +143,26 @@ def test_nothing_is_unloaded_while_something_is_under_way_with_it(store: Path) -
     assert engine.loaded == ("tiny-d128",)
 
 
+def test_a_model_and_its_guide_stay_while_something_is_under_way_with_them(store: Path) -> None:
+    """Even where memory is for one of them alone."""
+    untrained_checkpoint(store, card(dataset="worse", D=128, classes=()))
+    size = max(path.stat().st_size for path in store.glob("*.safetensors"))
+    engine = Engine(store, CPU, 8, memory_bytes=size + size // 2)
+    shas = {each.name: each.checkpoint_sha256 for each in engine.facts}
+    own, guide = (Flight(name, "exact", checkpoint=shas[name]) for name in ("tiny-d128", "worse-d128"))
+    sampling = Sampling(steps=3, guidance=2.0, guide=guide.model)
+    walk = engine.walk([own, guide], [1], [None], sampling)
+    engine.load("tiny-d2")
+    assert {own.model, guide.model} <= set(engine.loaded)
+    while not walk.is_finished:
+        engine.evaluate(guide if walk.asks_guide else own, [walk])
+    assert walk.images().any()
+    del walk
+    engine.load("tiny-d2")
+    engine.settle()
+    assert not {own.model, guide.model} <= set(engine.loaded)
+
+
 def test_what_has_begun_with_a_replaced_file_ends_with_it(store: Path) -> None:
     engine = Engine(store, CPU, 8)
     old = engine.facts[0].checkpoint_sha256

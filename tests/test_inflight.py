@@ -26,6 +26,7 @@ class Hands(Inflight):
     def __init__(self, store: Path, policy: Policy):
         self.sampled: list[Share] = []
         self.failed: list[Share] = []
+        self.errors: list[Exception] = []
         self.turns = 0
         self.dropped_after_a_turn: list[Share] = []
         super().__init__(Engine(store, torch.device("cpu"), 8), policy, self.take, self.fail, self.look)
@@ -36,6 +37,7 @@ class Hands(Inflight):
 
     def fail(self, shares: list[Share], error: Exception) -> None:
         self.failed += shares
+        self.errors.append(error)
         self.end_when_empty()
 
     def end_when_empty(self) -> None:
@@ -94,6 +96,54 @@ def test_jobs_that_share_calls_end_as_they_would_alone(store: Path, policy: Poli
         assert np.array_equal(images(share).images, images(same).images)
         assert share.evaluations_done == share.images * KIND.evaluations(share.request)
         assert share.arithmetic == "float32"
+
+
+@pytest.mark.parametrize("policy", [ShortestFirst(60.0), ByKey()], ids=["in-flight", "by-key"])
+def test_guided_jobs_end_as_they_would_alone(store: Path, policy: Policy) -> None:
+    """Evaluations of the model and of its guide take turns, and none is of the wrong one."""
+    exact_checkpoint(store, 128.0, "worse", seed=1)
+    choices: tuple[dict[str, object], ...] = ({}, {"guidance": 2.0}, {"guidance": 2.0, "guide": "worse-d128"})
+    hands = Hands(store, policy)
+    shares = [hands.share(str(choice), count=3, steps=4, seed=5, **choice) for choice in choices]
+    hands.enter(shares)
+    hands.run()
+    assert {share.job_id for share in hands.sampled} == {share.job_id for share in shares}
+    ends = []
+    for share, choice in zip(shares, choices, strict=True):
+        alone = Hands(store, policy)
+        same = alone.share(share.job_id, count=3, steps=4, seed=5, **choice)
+        alone.enter([same])
+        alone.run()
+        ends.append(images(share).images.tobytes())
+        assert np.array_equal(images(share).images, images(same).images)
+        assert share.evaluations_done == 3 * 7 * (2 if choice else 1)
+        assert share.checkpoint == hands.engine.facts[0].checkpoint_sha256
+    assert len(set(ends)) == 3
+
+
+def test_jobs_of_other_weights_do_not_share_a_call_by_key(store: Path) -> None:
+    """They are of one lane, for they cost the same."""
+    hands = Hands(store, ByKey())
+    shares = [hands.share(str(bits), count=3, steps=4, seed=5, bits=bits) for bits in (None, 2)]
+    hands.enter(shares)
+    hands.run()
+    assert shares[0].arithmetic == "float32"
+    assert shares[1].arithmetic == "float32, weights of 2 bits"
+    assert [share.widest for share in shares] == [3, 3]
+
+
+def test_a_guide_that_was_replaced_fails_its_jobs(store: Path) -> None:
+    exact_checkpoint(store, 128.0, "worse", seed=1)
+    hands = Hands(store, ShortestFirst(60.0))
+    share = hands.share("job", steps=4, guidance=2.0, guide="worse-d128")
+    exact_checkpoint(store, 128.0, "worse", seed=2)
+    hands.engine.store.scan()
+    hands.engine.offer()
+    hands.engine.settle()
+    hands.enter([share])
+    hands.run()
+    assert hands.failed == [share]
+    assert "replaced" in str(hands.errors[0])
 
 
 def test_what_is_dropped_leaves_at_the_next_evaluation(store: Path) -> None:

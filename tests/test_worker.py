@@ -116,6 +116,23 @@ async def test_every_solver_gives_a_seed_its_image_whatever_shares_the_batch(
     assert crowd.progress().evaluations_done == 5 * Sampling(steps=6, solver=solver).evaluations
 
 
+async def test_guided_jobs_take_two_evaluations_each_and_say_what_guided_them(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    assert settings.model_store
+    exact_checkpoint(settings.model_store, 128.0, "worse", seed=1)
+    async with working(settings):
+        choices: tuple[dict[str, object], ...] = ({}, {"guidance": 2.0}, {"guidance": 2.0, "guide": "worse-d128"})
+        jobs = [await ended(queue, await submit(count=12, seed=1, steps=6, **choice)) for choice in choices]
+    assert [job.status for job in jobs] == ["succeeded"] * 3
+    assert [job.progress().evaluations_done for job in jobs] == [12 * 11, 12 * 22, 12 * 22]
+    assert len({images_of(settings, job.id).tobytes() for job in jobs}) == 3
+    store = LocalStore(settings.results_dir / settings.queue)
+    with Image.open(store.path(jobs[2].id, "grid.png")) as grid:
+        assert (grid.info["guidance"], grid.info["guide"]) == ("2.0", "worse-d128")
+        assert len(grid.info["guide_checkpoint_sha256"]) == 64
+
+
 @pytest.mark.parametrize("solver", ["heun", "dpmpp-2m"])
 async def test_a_trajectory_holds_every_step_of_every_image_and_ends_with_it(
     settings: Settings, queue: Queue, submit: Submit, solver: SolverName

@@ -335,7 +335,7 @@ def test_other_contents_are_refused(path: Path, contents: Any, reason: str) -> N
 def test_how_often_labels_were_left_out_is_kept(path: Path) -> None:
     made = network("ncsnpp-edm-cond")
     made.part("model").state["label_dropout"] = 0.1
-    assert opened(path, ema=made).card("tiny", 2).training["label_dropout"] == 0.1
+    assert opened(path, ema=made).card("tiny", 2).label_dropout == 0.1
 
 
 def test_a_legacy_file_of_torch_save_is_read(path: Path) -> None:
