@@ -197,9 +197,11 @@ def _store_failed(error: Exception) -> JobError:
 
 
 def count_job(job: Job, batch: Batch) -> None:
-    """Record, and log, a job that succeeded with a batch."""
-    metrics.jobs_finished.labels(batch.model, "succeeded").inc()
-    if latency := job.latency():
+    """Record, and log, a job that ended with a batch."""
+    metrics.jobs_finished.labels(batch.model, job.status).inc()
+    if job.error:
+        log.warning("job failed", job=job.id, lane=batch.lane, reason=job.error.detail)
+    elif latency := job.latency():
         metrics.observe_job(batch.model, latency)
         log.info("job succeeded", job=job.id, lane=batch.lane, images=job.count, seconds=latency.total_seconds)
 

@@ -225,8 +225,13 @@ class Queue:
         return Renewal(tuple(lost), tuple(closed))
 
     async def complete(self, batch: Batch, report: Report) -> Completion:
-        """Record what was computed of some jobs of a batch, all or nothing."""
-        word, *rest = await self._run("complete", batch.id, self._retention_ms, report.model_dump_json())
+        """Record what was computed of some jobs of a batch, all or nothing; jobs of mixed checkpoints fail."""
+        mixed = JobError(
+            code="checkpoint-replaced",
+            detail="The model was replaced while this job was computed, some of its images by the old one. "
+            "Submit it again.",
+        ).model_dump_json()
+        word, *rest = await self._run("complete", batch.id, self._retention_ms, mixed, report.model_dump_json())
         if word == "stale":
             return Completion(is_stale=True)
         if word == "write":

@@ -283,6 +283,20 @@ async def test_a_worker_that_leaves_hands_back_free_of_charge(queue: Queue) -> N
     await audit(queue)
 
 
+async def test_a_job_made_by_two_checkpoints_fails(queue: Queue) -> None:
+    """It says so, whatever of it is still out is of no account, and its mates are not concerned."""
+    job_id, mate = await submit(queue, 20), await submit(queue, 4)
+    first, second, third = await claim(queue), await claim(queue), await claim(queue)
+    assert await ended(queue, first) == []
+    other = report(second)
+    other.jobs[job_id].checkpoint = "e" * 64
+    assert [job.id for job in (await queue.complete(second, other)).ended] == [job_id]
+    job = await job_of(queue, job_id)
+    assert (job.status, job.error and job.error.code) == ("failed", "checkpoint-replaced")
+    assert await ended(queue, third, mate) == [mate]
+    await audit(queue)
+
+
 async def test_the_last_part_of_a_job_is_refused_until_its_result_is_written(queue: Queue) -> None:
     job_id = await submit(queue, 12)
     first, second = await claim(queue), await claim(queue)

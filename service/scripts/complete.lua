@@ -1,9 +1,10 @@
 -- Record the images of some jobs of a batch, all or nothing: a batch that was given back is refused, and so is a job
--- that would end before its result is written. The batch ends with its last job. A repeated call answers as the first.
+-- that would end before its result is written. A job whose images were made by two checkpoints fails. The batch ends
+-- with its last job. A repeated call answers as the first.
 -- Returns {"stale"}, {"write", job, ...} or {"done", ended job, its record, ...}.
--- ARGV: batch, retention [ms], report: {jobs: {job: {began_ms_ago, sampled_ms_ago, images,
+-- ARGV: batch, retention [ms], error of a mixed job, report: {jobs: {job: {began_ms_ago, sampled_ms_ago, images,
 --       arithmetic, checkpoint, is_written, labels: {start: text}}}}
-local batch, report = ARGV[1], cjson.decode(ARGV[3])
+local batch, report = ARGV[1], cjson.decode(ARGV[4])
 local key = P .. 'batch:' .. batch
 local batch_record = redis.call('HMGET', key, 'parts', 'delivered')
 if not batch_record[1] then return {'stale'} end
@@ -20,10 +21,11 @@ for _, part in ipairs(parts(batch_record[1])) do
   end
 end
 
-local unwritten = {'write'}
+local unwritten, mixed = {'write'}, {}
 for id, images in pairs(share) do
-  local job = redis.call('HMGET', P .. 'job:' .. id, 'status', 'count', 'done')
-  if is_open(job[1]) and job[3] + images >= tonumber(job[2]) and not report.jobs[id].is_written then
+  local job = redis.call('HMGET', P .. 'job:' .. id, 'status', 'count', 'done', 'checkpoint')
+  mixed[id] = is_open(job[1]) and job[4] and job[4] ~= report.jobs[id].checkpoint
+  if not mixed[id] and is_open(job[1]) and job[3] + images >= tonumber(job[2]) and not report.jobs[id].is_written then
     unwritten[#unwritten + 1] = id
   end
 end
@@ -34,7 +36,9 @@ for id, images in pairs(share) do
   local job_key, of_job = P .. 'job:' .. id, report.jobs[id]
   local job = redis.call('HMGET', job_key, 'status', 'count', 'evaluations', 'batch_images', 'began_ms', 'sampled_ms')
   delivered[#delivered + 1] = id
-  if is_open(job[1]) then
+  if mixed[id] then
+    finish(id, 'failed', ARGV[3], t, ARGV[2])
+  elseif is_open(job[1]) then
     for _, start in ipairs(starts[id]) do
       redis.call('HSET', job_key, 'labels:' .. start, of_job.labels[tostring(start)])
     end
@@ -67,7 +71,7 @@ end
 local told, known = {'done'}, {}
 for id in string.gmatch(batch_record[2] or '', '[^;]+') do known[id] = true end
 for id in pairs(report.jobs) do
-  if known[id] and redis.call('HGET', P .. 'job:' .. id, 'status') == 'succeeded' then
+  if mixed[id] or (known[id] and redis.call('HGET', P .. 'job:' .. id, 'status') == 'succeeded') then
     told[#told + 1] = id
     told[#told + 1] = record(id)
   end
