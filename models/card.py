@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -12,6 +13,7 @@ from pydantic.functional_validators import BeforeValidator
 from safetensors import SafetensorError, safe_open
 
 METADATA_KEY = "pfgmpp"
+DATASET_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The model store that comes with the package."""
 
@@ -31,7 +33,8 @@ def parse_D(value: object) -> float:
         D = float(value)
     except (ValueError, OverflowError):
         D = math.nan
-    if not D > 0:
+    is_too_large = isinstance(value, str) and math.isinf(D) and "inf" not in value.lower()
+    if is_too_large or not D > 0:
         raise ValueError(f'D must be a number > 0 or "inf", not {value!r}')
     return D
 
@@ -161,7 +164,7 @@ class Card(_Frozen):
 
     format: Literal[1, 2] = 2
     """2: tensors of four axes lie with their second axis last, as networks run; 1: as torch has them."""
-    dataset: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    dataset: str
     D: Dimension
     resolution: int = Field(ge=1, le=4096)
     channels: Literal[1, 3]
@@ -175,6 +178,13 @@ class Card(_Frozen):
     """How often training left the class out, so that the model can also be asked without one."""
     license: str
     training: dict[str, Any] = {}
+
+    @field_validator("dataset")
+    @classmethod
+    def _named(cls, dataset: str) -> str:
+        if not re.fullmatch(DATASET_NAME, dataset):
+            raise ValueError("must be 1 to 64 of a-z, 0-9, - and _, the first of them a letter or a digit")
+        return dataset
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -227,7 +237,10 @@ def read_card(path: Path) -> Card:
 
 def field_errors(error: ValidationError) -> str:
     """What is wrong with a card or a recipe, in one line: `field: reason; field: reason`."""
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'contents'}: {each['msg']}" for each in error.errors())
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc'])) or 'contents'}: {each['msg'].removeprefix('Value error, ')}"
+        for each in error.errors()
+    )
 
 
 def file_sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file that holds the weights and the card of a model, loaded strictly."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,22 +32,36 @@ class Model:
         return sum(tensor.nbytes for tensor in (*self.network.parameters(), *self.network.buffers()))
 
 
-def build(card: Card) -> nn.Module:
-    """The denoiser that a card describes, with no weights in it: its tensors are on the meta device."""
-    with torch.device("meta"):
-        if isinstance(card.architecture, ExactOptions):
-            return ExactDenoiser(card.shape, card.architecture.examples, card.D)
-        return Denoiser(card.architecture, card.resolution, card.channels, len(card.classes))
+def build(card: Card, source: Path | str = "the card") -> nn.Module:
+    """The denoiser that a card describes, with no weights in it: its tensors are on the meta device.
+
+    Raises CheckpointError, naming where the card is from, when there can be no such network.
+    """
+    try:
+        with torch.device("meta"):
+            if isinstance(card.architecture, ExactOptions):
+                return ExactDenoiser(card.shape, card.architecture.examples, card.D)
+            return Denoiser(card.architecture, card.resolution, card.channels, len(card.classes))
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{source}: its architecture cannot be built ({error})") from error
 
 
 def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
-    """Write a checkpoint in format 2; it appears under its name only when it is complete."""
+    """Write a checkpoint in format 2; it appears under its name only when it is complete.
+
+    Raises OSError when it cannot be written; then nothing is left of it.
+    """
     temporary = path.with_suffix(".partial")
     stored = {name: _channels_last(tensor.detach().cpu()).contiguous() for name, tensor in tensors.items()}
     current = card.model_copy(update={"format": 2})
-    save_file(stored, temporary, metadata={METADATA_KEY: current.model_dump_json()})
-    temporary.chmod(0o644)
-    os.replace(temporary, path)
+    try:
+        save_file(stored, temporary, metadata={METADATA_KEY: current.model_dump_json()})
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(str(error)) from error
 
 
 def load(path: Path, device: torch.device | str = "cpu", sha256: str | None = None) -> Model:
@@ -58,10 +73,7 @@ def load(path: Path, device: torch.device | str = "cpu", sha256: str | None = No
     Raises CheckpointError naming the file and the tensor that is missing, unexpected, misshapen or not finite.
     """
     card = read_card(path)
-    try:
-        network = build(card)
-    except (ValueError, RuntimeError, ArithmeticError) as error:
-        raise CheckpointError(f"{path}: its architecture cannot be built ({error})") from error
+    network = build(card, path)
     try:
         tensors = load_file(path, device=str(device))
     except (SafetensorError, OSError) as error:

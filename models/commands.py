@@ -1,6 +1,5 @@
 """The commands of the model side: train, judge, import, inspect. What they need is imported when one runs."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -118,16 +117,20 @@ def solvers(
 
     from models.card import SHIPPED, CheckpointError, format_D
     from models.checkpoint import load
-    from models.convergence import rows
+    from models.convergence import FEWEST_EVALUATIONS, rows
 
     torch.set_num_threads(threads)
     try:
         most = [int(each) for each in evaluations.split(",")]
+        if min(most) < FEWEST_EVALUATIONS:
+            raise ValueError
         models = [load(path) for path in files or (SHIPPED / f"digits-d{D}.safetensors" for D in ("128", "inf"))]
     except CheckpointError as error:
         raise typer.BadParameter(str(error)) from error
     except ValueError as error:
-        raise typer.BadParameter(f"--evaluations {evaluations}: whole numbers with commas between them") from error
+        raise typer.BadParameter(
+            f"--evaluations {evaluations}: whole numbers from {FEWEST_EVALUATIONS} on, with commas between them"
+        ) from error
     typer.echo("| model | solver | evaluations | distance to the converged image | seconds per image |")
     typer.echo("|---|---|---|---|---|")
     for model in models:
@@ -143,31 +146,31 @@ def import_official(
     classes: Annotated[
         Path | None, typer.Option(help="Names of the classes: a JSON list, or one a line; 0, 1, 2 ... if left out.")
     ] = None,
+    align: Annotated[
+        bool, typer.Option("--align", help="For old models: noise levels sqrt(1 + N/D) times as high.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("-o", "--out", help="The checkpoint to write.")] = None,
 ) -> None:
     """Turn an official checkpoint of PFGM++ or EDM into one that can be served. Nothing in it is executed."""
-    from safetensors import SafetensorError
-
     from models import checkpoint
     from models.card import parse_D
     from models.official import convert, open_official, read_classes
 
     try:
         names = None if classes is None else read_classes(classes)
-        card, tensors = convert(open_official(file), dataset, None if D is None else parse_D(D), names)
+        card, tensors = convert(open_official(file), dataset, None if D is None else parse_D(D), names, align)
     except ValueError as error:
         _give_up(str(error))
     output = output or Path(f"{card.name}.safetensors")
+    act = "replaced" if output.is_file() else "wrote"
     if output.exists() and not output.is_file():
         _give_up(f"{output}: is there, and no file that could be replaced")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(output, card, tensors)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            output.with_suffix(".partial").unlink(missing_ok=True)
+    except OSError as error:
         _give_up(f"{output}: cannot be written ({error})")
-    typer.echo(f"wrote {output}: {card.name}, licensed {card.license}")
+    typer.echo(f"{act} {output}: {card.name}, licensed {card.license}")
 
 
 def inspect(file: Annotated[Path, typer.Argument(help="An official checkpoint, or one of this program.")]) -> None:

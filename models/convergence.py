@@ -12,6 +12,7 @@ from models.sampling import SOLVER_FACTS, Sampling, SolverName
 from models.shapes import Shapes
 
 CONVERGED_STEPS = 256
+FEWEST_EVALUATIONS = 2
 DETERMINISTIC: tuple[SolverName, ...] = tuple(name for name in SOLVER_FACTS if name != "churn")
 """The solvers that follow one path, so that there is an end to compare with."""
 

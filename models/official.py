@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.card import (
     EDM,
@@ -33,6 +33,7 @@ from models.card import (
     read_card,
 )
 from models.checkpoint import build, check_tensors
+from models.levels import LevelsError, noise_levels, rounded
 from models.pickles import Array, Container, Record, read
 
 LICENSE = "CC BY-NC-SA 4.0"
@@ -51,6 +52,7 @@ NETWORKS: dict[str, type[UNetOptions | ADMOptions]] = {"SongUNet": UNetOptions, 
 RENAMED = {"embedding_type": "embedding", "encoder_type": "encoder"}
 """Official options that have another name here."""
 
+DEFAULT_STEPS, MAX_STEPS = 18, 256
 MAX_TENSORS = 20_000
 MAX_PATH = 500
 MAX_LIST = 64
@@ -146,21 +148,36 @@ class Official:
         except ValidationError as error:
             raise CheckpointError(f"{self.path}: options of its network: {field_errors(error)}") from error
 
-    def card(self, dataset: str | None = None, D: float | None = None, classes: tuple[str, ...] | None = None) -> Card:
+    def card(
+        self,
+        dataset: str | None = None,
+        D: float | None = None,
+        classes: tuple[str, ...] | None = None,
+        is_aligned: bool = False,
+    ) -> Card:
         """The card of the model; what is given must suit what the file notes.
+
+        `is_aligned` is for old models of PFGM++, of which the noise levels were sqrt(1 + N/D) times as high.
 
         Raises CheckpointError naming what is missing, contradicts the file, or is not supported.
         """
         (channels, resolution, count), (sigma_min, sigma_max) = self.measures(), self._sigma_range()
+        chosen_D = self._chosen_D(D)
+        scale = math.sqrt(1 + channels * resolution**2 / chosen_D) if is_aligned else 1.0
+        if is_aligned and math.isinf(chosen_D):
+            raise CheckpointError(f"{self.path}: --align is for a finite D; it changes nothing for inf")
+        max_steps = self._max_steps(sigma_min, sigma_max)
         fields: dict[str, Any] = {
             "dataset": self._chosen_dataset(dataset),
-            "D": self._chosen_D(D),
+            "D": chosen_D,
             "resolution": resolution,
             "channels": channels,
             "classes": self._chosen_classes(classes, count),
             "architecture": self.options(),
-            "sigma_min": sigma_min,
-            "sigma_max": sigma_max,
+            "sigma_min": scale * sigma_min,
+            "sigma_max": scale * sigma_max,
+            "default_steps": min(DEFAULT_STEPS, max_steps),
+            "max_steps": max_steps,
             "label_dropout": self._label_dropout(),
             "license": LICENSE,
             "training": self.origin(),
@@ -269,13 +286,25 @@ class Official:
         trained = levels[levels > 0]
         return max(0.002, float(trained.min(initial=80))), min(80.0, float(trained.max(initial=0.002)))
 
+    def _max_steps(self, sigma_min: float, sigma_max: float) -> int:
+        """The most steps of which every one has a noise level of its own among those the network was trained at."""
+        if not isinstance(self._precond(), IDDPM) or "u" not in self.arrays:
+            return MAX_STEPS
+        table = self.arrays["u"].values().astype(np.float64).ravel().tolist()
+        for steps in range(2, MAX_STEPS + 1):
+            try:
+                rounded(noise_levels(steps, sigma_min, sigma_max), table)
+            except LevelsError:
+                return max(2, steps - 1)
+        return MAX_STEPS
+
     def _label_dropout(self) -> float:
         """How often training left labels out, which is what guidance needs."""
         share = self.model.state.get("label_dropout")
         return float(share) if isinstance(share, int | float) and 0 < share <= 1 else 0.0
 
     def _chosen_dataset(self, given: str | None) -> str:
-        dataset = given or self.dataset
+        dataset = self.dataset if given is None else given
         if dataset is None:
             raise CheckpointError(f"{self.path}: does not note its data set; name it with --dataset")
         return dataset
@@ -316,24 +345,20 @@ def open_official(path: Path) -> Official:
 
 
 def convert(
-    official: Official, dataset: str | None = None, D: float | None = None, classes: tuple[str, ...] | None = None
+    official: Official,
+    dataset: str | None = None,
+    D: float | None = None,
+    classes: tuple[str, ...] | None = None,
+    is_aligned: bool = False,
 ) -> tuple[Card, dict[str, Tensor]]:
     """Card and tensors of an official checkpoint, ready to be saved.
 
     Raises CheckpointError as `card` does, and naming a tensor that is missing, unexpected, misshapen or not finite.
     """
-    card = official.card(dataset, D, classes)
-    expected, tensors = _built(official.path, card).state_dict(), official.tensors()
+    card = official.card(dataset, D, classes, is_aligned)
+    expected, tensors = build(card, official.path).state_dict(), official.tensors()
     check_tensors(official.path, expected, tensors)
     return card, tensors
-
-
-def _built(path: Path, card: Card) -> nn.Module:
-    """The network that a file's card describes, without weights. Raises CheckpointError when there can be none."""
-    try:
-        return build(card)
-    except (ValueError, RuntimeError, ArithmeticError) as error:
-        raise CheckpointError(f"{path}: its architecture cannot be built ({error})") from error
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -395,7 +420,7 @@ def _describe_ours(path: Path) -> dict[str, str]:
         "classes": f"{len(card.classes)}",
         **_options(card.architecture),
         "noise levels": f"{card.sigma_min} to {card.sigma_max}",
-        "parameters": f"{sum(each.numel() for each in _built(path, card).parameters()):,}",
+        "parameters": f"{sum(each.numel() for each in build(card, path).parameters()):,}",
         "licence": card.license,
         **{f"training.{name}": json.dumps(value, ensure_ascii=False) for name, value in card.training.items()},
         "sha256": file_sha256(path),
@@ -407,7 +432,7 @@ def _describe_official(official: Official) -> dict[str, str]:
     return {
         "container": official.contents.form,
         "class": f"{official.network.kind} of {official.model.kind}",
-        "D": " or ".join(str(format_D(each)) for each in official.D) or "not recorded",
+        "D": _D_in_words(official.D),
         "data set": official.dataset or "not recorded",
         "images": f"{channels} x {resolution} x {resolution}",
         "classes": str(classes),
@@ -417,6 +442,14 @@ def _describe_official(official: Official) -> dict[str, str]:
         "licence": LICENSE,
         "sha256": official.sha256,
     }
+
+
+def _D_in_words(noted: list[float]) -> str:
+    """What D may be, and how to tell."""
+    numbers = [str(format_D(each)) for each in noted]
+    if len(numbers) < 2:
+        return numbers[0] if numbers else "not recorded"
+    return f"{numbers[0]} is noted, but also that pfgmpp is off: {numbers[1]} if it was trained as a diffusion model"
 
 
 def _options(architecture: BaseModel) -> dict[str, str]:

@@ -113,7 +113,9 @@ def read(path: Path) -> Container:
         form, root = _read(data, _Budget())
         _check_depth(root)
         return Container(form, size, root)
-    except (ValueError, OSError, zipfile.BadZipFile, NotImplementedError, ArithmeticError, EOFError) as error:
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path}: begins as a ZIP file, but is cut off or damaged ({error})") from error
+    except (ValueError, OSError, NotImplementedError, ArithmeticError, EOFError) as error:
         raise CheckpointError(f"{path}: {error or type(error).__name__}") from error
 
 

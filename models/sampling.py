@@ -123,7 +123,14 @@ class Sampling(SamplingOptions):
             yield "sigma_min", f"must be below sigma_max, {ends.sigma_max:g}"
         else:
             yield from self._levels_faults(ends)
-        yield from self._mismatches()
+        if self.solver == "churn":
+            yield from self._churn_faults(ends)
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        yield from ((name, f"is for {use}") for name, use in self.idle() if name in changed)
+        if self.is_ablation and self.alpha:
+            yield "alpha", "cannot be combined with another schedule, scaling or second_order"
+        if self.guide and self.bits:
+            yield "guide", "cannot be combined with bits"
 
     def _levels_faults(self, ends: Range) -> Iterator[tuple[str, str]]:
         try:
@@ -131,23 +138,25 @@ class Sampling(SamplingOptions):
         except LevelsError as error:
             yield "steps", str(error)
 
-    def _mismatches(self) -> Iterator[tuple[str, str]]:
-        """Options that would do nothing beside the others."""
-        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+    def _churn_faults(self, ends: Range) -> Iterator[tuple[str, str]]:
+        """Why no step would be disturbed."""
+        S_max = self.S_max or ends.sigma_max
+        if self.S_min > min(S_max, ends.sigma_max):
+            yield "S_min", f"must be at most {min(S_max, ends.sigma_max):g}, or no noise would be renewed"
+        elif S_max < ends.sigma_min:
+            yield "S_max", f"must be at least {ends.sigma_min:g}, or no noise would be renewed"
+
+    def idle(self) -> Iterator[tuple[str, str]]:
+        """Every (field, use) that is without effect on this path, and what it would be for."""
         if self.solver != "churn":
-            yield from ((name, "is for the solver churn") for name in CHURN_FIELDS if name in changed)
+            yield from ((name, "the solver churn") for name in CHURN_FIELDS)
         if self.solver not in {"heun", "euler"}:
-            others = ("schedule", "scaling", "second_order")
-            yield from ((name, "is for the solvers heun and euler") for name in others if name in changed)
-        if self.solver == "euler" and "second_order" in changed:
-            yield "second_order", "is for the solver heun"
-        if self.discretization != "edm" and "rho" in changed:
-            yield "rho", "is for the discretization edm"
-        if self.bits is None and "quantized" in changed:
-            yield "quantized", "is for bits"
-        if self.guide and not self.is_guided:
-            yield "guide", "is for a guidance other than 1"
-        if self.guide and self.bits:
-            yield "guide", "cannot be combined with bits"
-        if self.is_ablation and self.alpha:
-            yield "alpha", "cannot be combined with another schedule, scaling or second_order"
+            yield from ((name, "the solvers heun and euler") for name in ("schedule", "scaling"))
+        if self.solver != "heun":
+            yield "second_order", "the solver heun"
+        if self.discretization != "edm":
+            yield "rho", "the discretization edm"
+        if self.bits is None:
+            yield "quantized", "bits"
+        if not self.is_guided:
+            yield "guide", "a guidance other than 1"

@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,9 @@ from service.settings import Settings
 
 FILE_WIDTH = 200
 """Of a table that does not go to a terminal."""
+
+MOST_SEEDS = 1_000_000
+"""Of a span; the service takes fewer in one request."""
 
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
@@ -116,9 +121,10 @@ def worker(
 def sample(
     dataset: Annotated[str, typer.Option(help="Data set, as listed by /v1/models.")],
     D: Annotated[str, typer.Option("--D", help='Augmentation dimension: a number, or "inf".')],
-    count: Annotated[int, typer.Option(help="Images.")] = 1,
+    count: Annotated[int | None, typer.Option(help="Images; 1, or as many as seeds.")] = None,
     steps: Annotated[int | None, typer.Option(help="Solver steps; the model's default if left out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Image k has seed + k; drawn if left out.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="One per image, such as 1,2,5-10.")] = None,
     label: Annotated[
         str | None, typer.Option(help="Class of all images, or one per image with commas; drawn if left out.")
     ] = None,
@@ -127,6 +133,15 @@ def sample(
     ] = None,
     columns: Annotated[int | None, typer.Option(help="Of the grid.")] = None,
     scale: Annotated[int, typer.Option(help="Enlargement of the picture, 1 to 16.")] = 1,
+    chosen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-s", "--set", help="Any other field of a request, such as solver=ipndm or alpha=0.1; repeatable."
+        ),
+    ] = None,
+    trajectory: Annotated[
+        Path | None, typer.Option(help="Also write how the images came about: FILE.gif, or FILE.png side by side.")
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("grid.png"),
     server: Annotated[str, typer.Option(envvar="PFGMPP_SERVER", help="The service.")] = "http://127.0.0.1:8000",
 ) -> None:
@@ -136,15 +151,23 @@ def sample(
 
     from service.client import Client, ClientError
 
-    labels: list[Any] = [
-        int(each) if each.isascii() and each.isdecimal() else each for each in (label or "").split(",")
-    ]
-    chosen = {} if label is None else {"label": labels[0]} if len(labels) == 1 else {"labels": labels}
-    optional = {"steps": steps, "seed": seed, "precision": precision, "columns": columns}
-    request = {"dataset": dataset, "D": _number(D), "count": count, "scale": scale} | chosen
+    one_per_image = None if seeds is None else _seeds(seeds)
+    optional = {
+        "count": len(one_per_image) if count is None and one_per_image else count,
+        "steps": steps,
+        "seed": seed,
+        "seeds": one_per_image,
+        "precision": precision,
+        "columns": columns,
+        "trajectory": True if trajectory else None,
+    }
+    request = {"dataset": dataset, "D": _number(D), "scale": scale} | _labels(label) | _fields(chosen or [])
     request |= {name: value for name, value in optional.items() if value is not None}
-    if not output.parent.is_dir():
-        give_up(f"{output}: there is no directory {output.parent}", EXIT_FAILED)
+    if trajectory and trajectory.suffix not in {".gif", ".png"}:
+        give_up(f"--trajectory {trajectory}: must end with .gif or .png", EXIT_MISCONFIGURED)
+    for path in filter(None, (output, trajectory)):
+        if not path.parent.is_dir():
+            give_up(f"{path}: there is no directory {path.parent}", EXIT_FAILED)
     bar = Progress(
         TextColumn("{task.description:<9}"),
         BarColumn(),
@@ -162,12 +185,17 @@ def sample(
                 bar.update(task, description=job.status, completed=job.progress.evaluations_done)
         if job.error:
             give_up(f"job {job.id} failed: {job.error.detail}", EXIT_FAILED)
-        output.write_bytes(client.grid(job.id))
+        output.write_bytes(client.picture(job.id, "grid.png"))
+        if trajectory:
+            trajectory.write_bytes(client.picture(job.id, f"trajectory{trajectory.suffix}"))
     except (ClientError, OSError) as error:
         give_up(str(error), EXIT_FAILED)
     latency = job.latency
     seconds = f" in {latency.total_seconds:.2f} s ({latency.sampling_seconds:.2f} s of sampling)" if latency else ""
-    typer.echo(f"wrote {output}: {count} images{seconds}, seeds {_span(job.seeds)}")
+    images = "1 image" if len(job.seeds) == 1 else f"{len(job.seeds)} images"
+    typer.echo(f"wrote {output}: {images}{seconds}, {_span(job.seeds)}")
+    if trajectory:
+        typer.echo(f"wrote {trajectory}")
 
 
 @app.command()
@@ -221,9 +249,45 @@ def _number(D: str) -> float | int | str:
     return int(number) if number.is_integer() else number
 
 
+def _seeds(text: str) -> list[int]:
+    """The seeds in such as `1,2,5-10`; a text that is none ends the program."""
+    seeds = list[int]()
+    for span in text.split(","):
+        found = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", span.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if not 0 <= last - first < MOST_SEEDS:
+            give_up(f"--seeds {text}: must be whole numbers and rising spans, such as 1,2,5-10", EXIT_MISCONFIGURED)
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def _labels(text: str | None) -> dict[str, Any]:
+    """The classes in such as `7` or `cat,dog` as the field of a request."""
+    if text is None:
+        return {}
+    labels = [int(each) if each.isascii() and each.isdecimal() else each for each in text.split(",")]
+    return {"label": labels[0]} if len(labels) == 1 else {"labels": labels}
+
+
+def _fields(settings: list[str]) -> dict[str, Any]:
+    """Fields of a request from `name=value`, each value in JSON or as it is; what is neither ends the program."""
+    fields = dict[str, Any]()
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            give_up(f"--set {setting}: must be NAME=VALUE", EXIT_MISCONFIGURED)
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return fields
+
+
 def _span(seeds: list[int]) -> str:
     is_range = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
-    return f"{seeds[0]} to {seeds[-1]}" if is_range and len(seeds) > 1 else ", ".join(map(str, seeds))
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return "seeds " + (f"{seeds[0]} to {seeds[-1]}" if is_range else ", ".join(map(str, seeds)))
 
 
 def read_settings(**given: object) -> Settings:

@@ -44,9 +44,9 @@ class Client:
         """What can be sampled. Raises ClientError."""
         return TypeAdapter(list[OfferedModel]).validate_json(self._send("GET", "/v1/models").content)
 
-    def grid(self, job_id: str) -> bytes:
-        """The grid of a finished job as PNG. Raises ClientError."""
-        return self._send("GET", f"/v1/jobs/{job_id}/grid.png").content
+    def picture(self, job_id: str, name: str) -> bytes:
+        """A picture of a finished job, such as `grid.png` or `trajectory.gif`. Raises ClientError."""
+        return self._send("GET", f"/v1/jobs/{job_id}/{name}").content
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

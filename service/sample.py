@@ -25,9 +25,6 @@ MAX_SEED = 2**63 - 1
 TRAJECTORY = "trajectory.npy"
 """The file of a job that holds its estimates [n, steps, H, W, C], if they were kept."""
 
-CHOICES = Sampling.model_fields.keys() - {"trajectory"}
-"""The fields of a request that decide the path."""
-
 Precision = Literal["exact", "fast"]
 
 DRAWN_SEED_LIMIT = 2**53
@@ -147,7 +144,7 @@ def resolve(
     columns = request.columns or math.ceil(math.sqrt(request.count))
     if columns > request.count:
         checks.add("columns", f"must be at most count, {request.count}")
-    height, width = grid_shape(request.count, columns, model.resolution)
+    height, width = grid_shape(request.count, min(columns, request.count), model.resolution)
     if height * width * request.scale**2 > max_pixels:
         checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
     if request.trajectory:
@@ -361,11 +358,13 @@ def _part_name(start: int | str, what: str) -> str:
 
 def provenance(request: Resolved, labels: Sequence[int], checkpoint_sha256: str) -> dict[str, str]:
     """The text chunks of a grid: all that it takes to make the picture again."""
+    without_effect = {"trajectory", *(name for name, _ in request.idle())}
+    choices = request.model_dump(include=Sampling.model_fields.keys() - without_effect, exclude_none=True)
     return {
         "Software": f"PFGM++ Serve {__version__}",
         "dataset": request.dataset,
         "D": str(request.D),
-        **{name: str(value) for name, value in request.model_dump(include=CHOICES, exclude_none=True).items()},
+        **{name: str(value) for name, value in choices.items()},
         "precision": request.precision,
         "seeds": json.dumps(request.seeds),
         "labels": json.dumps(labels),

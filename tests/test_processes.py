@@ -137,6 +137,32 @@ def test_the_client_draws_a_grid(service: Service, tmp_path: Path) -> None:
         assert "Traceback" not in mistake.stderr
 
 
+def test_the_client_takes_seeds_fields_and_a_film(service: Service, tmp_path: Path) -> None:
+    film, out = tmp_path / "film.gif", tmp_path / "grid.png"
+    asked = ["sample", "--dataset", "digits", "--D", "128", "--steps", "4", "-o", str(out), "--server", service.url]
+    done = pfgmpp(*asked, "--seeds", "1,2,5-7", "-s", "solver=ipndm", "-s", "alpha=0.1", "--trajectory", str(film))
+    assert done.returncode == 0, done.stderr
+    assert "5 images in" in done.stdout
+    assert "seeds 1, 2, 5, 6, 7" in done.stdout
+    with Image.open(out) as grid, Image.open(film) as frames:
+        assert (grid.info["seeds"], grid.info["solver"], grid.info["alpha"]) == ("[1, 2, 5, 6, 7]", "ipndm", "0.1")
+        assert not grid.info.keys() & {"S_churn", "second_order", "quantized", "guide"}, "of no account here"
+        assert frames.n_frames >= 4
+    for wrong, named in (
+        (["--seeds", "5-1"], "--seeds 5-1"),
+        (["--seeds", "1,,2"], "--seeds 1,,2"),
+        (["--seeds", "0-99999999999"], "--seeds 0-99999999999"),
+        (["--set", "solver"], "--set solver"),
+        (["--set", "solver=dpm"], "solver"),
+        (["--trajectory", "film.mp4"], "--trajectory film.mp4"),
+        (["--trajectory", str(tmp_path / "none" / "film.gif")], "no directory"),
+    ):
+        mistake = pfgmpp(*asked, *wrong)
+        assert mistake.returncode in (1, 2)
+        assert named in mistake.stderr
+        assert "Traceback" not in mistake.stderr
+
+
 def test_the_client_lists_the_models(service: Service) -> None:
     done = pfgmpp("models", "--server", service.url)
     rows = [line.split() for line in done.stdout.splitlines()[1:]]

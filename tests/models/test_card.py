@@ -52,7 +52,8 @@ def test_an_int_is_written_as_D_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, 0.0, -math.inf, "-inf", math.nan, "nan", True, False, None, "abc", "", [], {}, b"1", 10**400]
+    "value",
+    [0, -1, 0.0, -math.inf, "-inf", math.nan, "nan", True, False, None, "abc", "", [], {}, b"1", 10**400, "1e400"],
 )
 def test_anything_else_is_no_D(value: object) -> None:
     with pytest.raises(ValueError, match="D must be a number > 0"):

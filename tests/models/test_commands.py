@@ -96,7 +96,7 @@ def test_the_table_of_solvers_names_what_each_took() -> None:
     assert all(float(distance) >= 0 for *_, distance in rows)
 
 
-@pytest.mark.parametrize("arguments", [["--evaluations", "5,many"], ["none.safetensors"]])
+@pytest.mark.parametrize("arguments", [["--evaluations", "5,many"], ["--evaluations", "5,1"], ["none.safetensors"]])
 def test_solvers_says_what_is_wrong(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, ["solvers", *arguments])
     assert done.exit_code == 2

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from models import checkpoint, commands
 from models.card import SHIPPED, CheckpointError, read_card
+from models.levels import LevelsError, noise_levels, rounded
 from models.official import LICENSE, Official, convert, describe, open_official, read_classes
 from models.pickles import Record, read
 from tests.models.helpers import FIXTURES, options, parameters, recorded
@@ -129,6 +130,27 @@ def test_the_noise_levels_are_those_that_the_network_knows(path: Path, name: str
     assert card.sigma_min >= NETWORKS[name]["sigma_min"]
 
 
+def test_a_network_of_few_noise_levels_takes_as_many_steps_as_it_can(path: Path) -> None:
+    """iDDPM's, which knows some: with one step more two would be at the same level."""
+    card, tensors = convert(opened(path, ema=network("adm-iddpm")), "tiny", math.inf)
+    table, ends = tensors["u"].tolist(), (card.sigma_min, card.sigma_max)
+    assert 18 == card.default_steps < card.max_steps < 256
+    assert rounded(noise_levels(card.max_steps, *ends), table)
+    with pytest.raises(LevelsError):
+        rounded(noise_levels(card.max_steps + 1, *ends), table)
+
+
+def test_old_models_of_pfgmpp_have_higher_noise_levels(path: Path) -> None:
+    """sqrt(1 + N/D) times as high, N = 3 x 8 x 8, and so is every level on a path."""
+    official = opened(path, ema=with_D(D=64))
+    usual, old = official.card("tiny"), official.card("tiny", is_aligned=True)
+    assert (old.sigma_min, old.sigma_max) == pytest.approx((2 * usual.sigma_min, 2 * usual.sigma_max))
+    levels = (noise_levels(18, card.sigma_min, card.sigma_max) for card in (usual, old))
+    assert [old_level / level for level, old_level in zip(*levels, strict=True) if level] == pytest.approx([2] * 18)
+    with pytest.raises(CheckpointError, match="--align is for a finite D"):
+        opened(path, ema=with_D()).card("tiny", math.inf, is_aligned=True)
+
+
 def test_the_numbers_of_a_preconditioning_are_taken_from_the_file(path: Path) -> None:
     vp = network("ddpmpp-vp")
     vp.state |= {"beta_d": 4.0, "beta_min": 0.5, "M": 500, "epsilon_t": 0.01}
@@ -204,6 +226,8 @@ def test_a_data_set_that_is_not_noted_must_be_given(path: Path, noted: Any) -> N
         opened(path, ema=with_D(D=2), dataset_kwargs=noted).card()
     with pytest.raises(CheckpointError, match="dataset: "):
         opened(path, ema=with_D(D=2), dataset_kwargs=noted).card("Two words")
+    with pytest.raises(CheckpointError, match="dataset: must be 1 to 64 of a-z"):
+        opened(path, ema=with_D(D=2), dataset_kwargs={"path": "x.zip"}).card("")
 
 
 @pytest.mark.parametrize("text", ['["aeroplane", "car"]', "aeroplane\ncar\n"])
@@ -368,7 +392,7 @@ def test_inspect_tells_what_an_official_file_holds(folder: Path) -> None:
     assert found["class"] == "EDMPrecond of SongUNet"
     assert found["parameters"] == "191,107"
     assert found["step"] == "1000"
-    assert found["D"] == "128 or inf"
+    assert found["D"].startswith("128 is noted, but also that pfgmpp is off")
     assert found["licence"] == LICENSE
     assert found["sha256"] == INDEX[STATE]["sha256"]
 

@@ -241,6 +241,11 @@ def test_what_is_known_of_the_solvers_is_of_all() -> None:
         ({"solver": "unipc", "scaling": "vp"}, "scaling"),
         ({"solver": "euler", "second_order": 0.5}, "second_order"),
         ({"schedule": "vp", "alpha": 0.1}, "alpha"),
+        ({"solver": "churn", "S_min": 3, "S_max": 2}, "S_min"),
+        ({"solver": "churn", "S_min": 81}, "S_min"),
+        ({"solver": "churn", "S_max": 0.001}, "S_max"),
+        ({"guide": "worse-d128"}, "guide"),
+        ({"guide": "worse-d128", "guidance": 2, "bits": 4}, "guide"),
     ],
 )
 def test_what_cannot_be_or_would_do_nothing_is_named(choice: dict[str, Any], field: str) -> None:
