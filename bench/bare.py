@@ -23,17 +23,22 @@ def save_weights(model: Model, path: Path) -> None:
 def main(weights: Path, count: int, steps: int, picture: Path) -> None:
     """Sample the first seeds and write them side by side."""
     torch.set_num_threads(1)
+    card, network = loaded(weights)
+    images = Reference(network, card, torch.device("cpu")).images(range(count), [0] * count, steps)
+    row = images.transpose(1, 0, 2, 3).reshape(card.resolution, -1, card.channels)
+    Image.fromarray(row.squeeze()).save(picture)
+    print(peak_megabytes(Path("/proc/self/status")))  # noqa: T201
+
+
+def loaded(weights: Path) -> tuple[Card, Denoiser]:
+    """The card and the network in a file of `save_weights`: built, then filled."""
     saved = torch.load(weights)
     card = Card.model_validate(saved["card"])
     assert isinstance(card.architecture, UNetOptions)
     network = Denoiser(card.architecture, card.resolution, card.channels, len(card.classes))
     network.model.init_weights()
     network.load_state_dict(saved["tensors"])
-    network.requires_grad_(False).eval()
-    images = Reference(network, card, torch.device("cpu")).images(range(count), [0] * count, steps)
-    row = images.transpose(1, 0, 2, 3).reshape(card.resolution, -1, card.channels)
-    Image.fromarray(row.squeeze()).save(picture)
-    print(peak_megabytes(Path("/proc/self/status")))  # noqa: T201
+    return card, network.requires_grad_(False).eval()
 
 
 def peak_megabytes(status: Path) -> float:

@@ -42,9 +42,16 @@ def measure(bench: Workbench) -> Findings:
             findings.figures.append(
                 Figure(name=f"{network.name}: peak memory, worker / bare script", value=ratio, at_most=least)
             )
+            loads = _loads(network, weights)
+            added = {how: megabytes - loads["nothing"] for how, megabytes in loads.items()}
+            if least:  # the libraries hide what a small network takes
+                ratio = added["mapped"] / added["plain"]
+                name = f"{network.name}: memory that loading adds, mapped / built and torch.load"
+                findings.figures.append(Figure(name=name, value=ratio, at_most=least))
             findings.details[network.name] = {
                 "seconds": {who: timing.wall for who, timing in timings.items()},
                 "peak_megabytes": peaks,
+                "peak_megabytes_of_loading": loads,
             }
     return findings
 
@@ -64,15 +71,22 @@ def _first_picture(folder: Path, network: Network) -> None:
 
 def _script(weights: Path, count: int, steps: int) -> float:
     """Run the bare script; the peak of its memory in megabytes."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.bare",
-        str(weights),
-        str(count),
-        str(steps),
-        str(weights.with_suffix(".png")),
-    ]
+    return _megabytes("bench.bare", weights, count, steps, weights.with_suffix(".png"))
+
+
+def _loads(network: Network, weights: Path) -> dict[str, float]:
+    """The peak of memory of processes that load a checkpoint our way, the plain way, and none, in megabytes."""
+    (checkpoint,) = network.store.glob("*.safetensors")
+    return {
+        "mapped": _megabytes("bench.loading", "mapped", checkpoint),
+        "plain": _megabytes("bench.loading", "plain", weights),
+        "nothing": _megabytes("bench.loading", "nothing"),
+    }
+
+
+def _megabytes(module: str, *arguments: object) -> float:
+    """What a module of the benchmarks prints, run in a process of its own."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
