@@ -46,8 +46,8 @@ def measure(bench: Workbench) -> Findings:
             added = {how: megabytes - loads["nothing"] for how, megabytes in loads.items()}
             if least:  # the libraries hide what a small network takes
                 ratio = added["mapped"] / added["plain"]
-                name = f"{network.name}: memory that loading adds, mapped / built and torch.load"
-                findings.figures.append(Figure(name=name, value=ratio, at_most=least))
+                what = f"{network.name}: memory that loading adds, mapped / built and torch.load"
+                findings.figures.append(Figure(name=what, value=ratio, at_most=least))
             findings.details[network.name] = {
                 "seconds": {who: timing.wall for who, timing in timings.items()},
                 "peak_megabytes": peaks,

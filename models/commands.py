@@ -65,6 +65,7 @@ def judge(
     ] = None,
     count: Annotated[int, typer.Option(help="Images of each model.", min=10)] = 1000,
     steps: Annotated[int, typer.Option(help="Solver steps.", min=2)] = 18,
+    guidance: Annotated[float, typer.Option(help="Of the model by itself; 1 for none.", min=0, max=100)] = 1.0,
     precision: Annotated[
         Literal["exact", "fast", "bfloat16"],
         typer.Option(help="float32; what is fastest on this machine; or half precision even where it is slow."),
@@ -87,6 +88,9 @@ def judge(
         models = [load(path) for path in files or checkpoint_files(SHIPPED)]
     except CheckpointError as error:
         raise typer.BadParameter(str(error)) from error
+    for model in models:
+        if guidance != 1 and not model.card.can_leave_out_class:
+            raise typer.BadParameter(f"--guidance {guidance:g}: {model.card.name} was not trained with label_dropout")
     judging = Judge()
     typer.echo(f"The classifier of real digits is right on {judging.accuracy:.1%} of {HELD_OUT} held-out ones.")
     typer.echo(f"Median distance of a held-out digit to the nearest training digit: {judging.real_nearest:.3f}.\n")
@@ -95,7 +99,7 @@ def judge(
     )
     typer.echo("|---|---|---|---|---|")
     for model in track(sorted(models, key=lambda model: model.card.D), "judging", console=Console(stderr=True)):
-        verdict = judging.judge(*balanced(model, count, steps, precision=precision))
+        verdict = judging.judge(*balanced(model, count, steps, precision=precision, guidance=guidance))
         typer.echo(
             f"| {model.card.dataset}, D = {format_D(model.card.D)} | {verdict.images:,} | {verdict.recognised:.1%} "
             f"| {verdict.nearest:.3f} | {verdict.copies:.1%} |"

@@ -154,12 +154,15 @@ class Generator:
         for walk, own in zip(walks, denoised.split([len(walk.query.x) for walk in walks]), strict=True):  # type: ignore[no-untyped-call]
             walk.advance(own)
 
-    def images(self, seeds: Sequence[int], labels: Sequence[int | None], steps: int) -> UInt8Array:
+    def images(
+        self, seeds: Sequence[int], labels: Sequence[int | None], steps: int, guidance: float = 1.0
+    ) -> UInt8Array:
         """One uint8 image [B, H, W, C] per seed; labels of None are drawn from the seed.
 
+        With another guidance than 1 the model guides itself by what it estimates without a class.
         Raises FloatingPointError when an image comes out with values that are not finite.
         """
-        walk = self.walk(seeds, labels, Sampling(steps=steps))
+        walk = self.walk(seeds, labels, Sampling(steps=steps, guidance=guidance))
         while not walk.is_finished:
             self.evaluate([walk])
         return walk.images()

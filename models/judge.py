@@ -68,8 +68,12 @@ def balanced(
     steps: int,
     report: Callable[[int], object] = lambda done: None,
     precision: Precision | Literal["bfloat16"] = "exact",
+    guidance: float = 1.0,
 ) -> tuple[UInt8Array, list[int]]:
-    """Images of seeds 0..count-1 with classes in turn, through the sampler of the service; and those classes."""
+    """Images of seeds 0..count-1 with classes in turn, through the sampler of the service; and those classes.
+
+    With another guidance than 1 the model guides itself.
+    """
     if precision == "exact":
         generator = Generator(model, steady_shapes(model, BATCH))
     else:
@@ -80,6 +84,6 @@ def balanced(
     batches = []
     for start in range(0, count, BATCH):
         seeds = range(start, min(start + BATCH, count))
-        batches.append(generator.images(seeds, [labels[seed] for seed in seeds], steps))
+        batches.append(generator.images(seeds, [labels[seed] for seed in seeds], steps, guidance))
         report(seeds.stop)
     return np.concatenate(batches), labels
