@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -29,6 +30,9 @@ from models.memory import fingerprint, make_of
 from models.precond import Denoiser
 from models.shapes import Network, Shapes, random_batch
 
+UNPACKED = "aotinductor_"
+"""What the names of the folders begin with into which torch unpacks code."""
+
 PAYS_BELOW_SECONDS = 0.1
 """An evaluation that takes longer is hardly overhead."""
 
@@ -42,11 +46,22 @@ class Program:
         # The code keeps pointers alone, so the tensors are kept here.
         self._tensors = {name: tensors[name] for name in self._loader.get_constant_fqns()}
         self._loader.load_constants(self._tensors, False, True, True, False)
+        _remove_unpacked()
 
     def __call__(self, x: Tensor, *rest: Tensor) -> Tensor:
         """The network's answer to inputs of the types of `random_batch`: the code itself checks none."""
         inputs = [x.contiguous(memory_format=torch.channels_last), *(rows.contiguous() for rows in rest)]
         return self._loader.run(inputs)[0]
+
+
+def _remove_unpacked() -> None:
+    """Remove the folders into which code was unpacked: it is mapped, and a process that is killed would leave them."""
+    with suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            mapped = Path(line[line.find("/") :]) if "/" in line else Path()
+            for folder in mapped.parents:
+                if folder.name.startswith(UNPACKED):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 class CompiledNetwork(nn.Module):
@@ -79,8 +94,9 @@ def compile_in_background(
     programs: dict[int, Future[Network]] = {size: Future() for size in pays}
     if model.device.type == "cuda":
         threading.Thread(target=_graph, args=(model, network, programs), daemon=True).start()
-    elif pays:
-        cache.mkdir(parents=True, exist_ok=True)
+        return programs
+    cache.mkdir(parents=True, exist_ok=True)
+    if pays:
         paths = {size: cache / f"{fingerprint(model.card, model.device, way, size)}.pt2" for size in pays}
         order = Order(make_of(model.card), way, torch.get_num_threads(), paths)
         lock = (cache / "lock").open("w")

@@ -35,6 +35,8 @@ class Recipe(BaseModel):
     gradient_clip: float = Field(gt=0)
     P_mean: float
     P_std: float = Field(gt=0)
+    label_dropout: float = Field(0.0, ge=0, le=1)
+    """How often the class is left out, so that the model can guide itself."""
     default_steps: int = Field(ge=2)
     max_steps: int = Field(ge=2)
     seed: int
@@ -141,6 +143,9 @@ class Trainer:
         chosen = torch.from_numpy(self.rng.integers(len(self.data.images), size=self.recipe.batch))
         y = self.data.images[chosen].to(self.device)
         labels = nn.functional.one_hot(self.data.labels[chosen], len(self.data.classes)).to(y)
+        if self.recipe.label_dropout:
+            is_left_out = self.rng.random(self.recipe.batch) < self.recipe.label_dropout
+            labels[torch.from_numpy(is_left_out)] = 0
         sigma = np.exp(self.rng.normal(self.recipe.P_mean, self.recipe.P_std, self.recipe.batch))
         x = perturb(y, sigma, self.D, self.rng).contiguous(memory_format=torch.channels_last)
         level = torch.from_numpy(sigma).to(y)
@@ -163,6 +168,7 @@ class Trainer:
             architecture=self.recipe.architecture,
             default_steps=self.recipe.default_steps,
             max_steps=self.recipe.max_steps,
+            label_dropout=self.recipe.label_dropout,
             license=self.data.license,
             training={
                 "recipe": self.recipe.model_dump(exclude={"architecture"}),

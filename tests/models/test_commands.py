@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from models import commands
 from models.card import SHIPPED, read_card
+from models.checkpoint import load, save
 from models.train import RECIPES
 
 app = typer.Typer()
@@ -71,6 +72,24 @@ def test_judge_prints_a_row_for_each_model(precision: str) -> None:
     assert done.exit_code == 0, done.output
     rows = [line for line in done.stdout.splitlines() if line.startswith("| digits")]
     assert [row.split("|")[1].strip() for row in rows] == ["digits, D = 1", "digits, D = 2048"]
+
+
+def test_judge_takes_guidance_where_a_model_has_it(tmp_path: Path) -> None:
+    shipped = SHIPPED / "digits-d128.safetensors"
+    numbers = ["--count", "10", "--steps", "2", "--threads", "1"]
+    rows = [
+        next(
+            line for line in CliRunner().invoke(app, ["judge", str(shipped), *numbers, *more]).stdout.splitlines()[::-1]
+        )
+        for more in ([], ["--guidance", "4"])
+    ]
+    assert rows[0] != rows[1]
+    model = load(shipped)
+    save(
+        tmp_path / "bare.safetensors", model.card.model_copy(update={"label_dropout": 0.0}), model.network.state_dict()
+    )
+    done = CliRunner().invoke(app, ["judge", str(tmp_path / "bare.safetensors"), *numbers, "--guidance", "2"])
+    assert (done.exit_code, plain("digits-d128 was not trained with") in plain(done.output)) == (2, True)
 
 
 def test_judge_knows_no_other_precision() -> None:

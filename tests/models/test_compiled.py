@@ -10,7 +10,7 @@ import torch
 from models import checkpoint
 from models.card import UNetOptions
 from models.checkpoint import Model
-from models.compiled import compile_in_background
+from models.compiled import UNPACKED, compile_in_background
 from models.fast import Way
 from models.shapes import Network, Shapes, random_batch
 from tests.models.helpers import card, random_tensors, relative_error
@@ -42,12 +42,15 @@ def test_a_compiled_network_gives_the_estimates_of_each_model_of_its_make(tmp_pa
         batch = random_batch(model, SIZE)
         with torch.inference_mode():
             assert relative_error(program(*batch), model.network(*batch)) < 1e-5
+    code = [line for line in Path("/proc/self/maps").read_text().splitlines() if UNPACKED in line]
+    assert all(line.endswith("(deleted)") for line in code), "nothing is left of it if this process dies"
+    assert code
     batch[0] = batch[0].mT.contiguous().mT
     with torch.inference_mode():
         assert relative_error(program(*batch), model.network(*batch)) < 1e-5
-    (code,) = (tmp_path / "cache").glob("*.pt2")
-    code.write_bytes(b"no code")
-    with pytest.raises(RuntimeError, match=f"{code}: cannot be loaded"):
+    (file,) = (tmp_path / "cache").glob("*.pt2")
+    file.write_bytes(b"no code")
+    with pytest.raises(RuntimeError, match=f"{file}: cannot be loaded"):
         started(model, tmp_path / "cache").result(timeout=110)
 
 

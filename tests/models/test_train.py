@@ -21,6 +21,7 @@ from models.train import (
     RECIPES,
     Progress,
     Recipe,
+    Trainer,
     average,
     learning_rate_factor,
     perturb,
@@ -28,7 +29,7 @@ from models.train import (
     train,
     weighted_error,
 )
-from tests.models.helpers import FIXTURES, follows, relative_error, uncorrelated
+from tests.models.helpers import FIXTURES, follows, in_proportion, relative_error, uncorrelated
 
 LOSS = load_file(FIXTURES / "loss.safetensors")
 RECIPE = Recipe(
@@ -67,6 +68,23 @@ def run(recipe: Recipe, data: Dataset, D: float = 128) -> tuple[list[Progress], 
 @pytest.fixture(scope="module")
 def first(few_digits: Dataset) -> tuple[list[Progress], Card, dict[str, Tensor]]:
     return run(RECIPE, few_digits)
+
+
+def test_a_share_of_the_labels_is_left_out(few_digits: Dataset) -> None:
+    """As often as the recipe says, the network is told of no class; and the card notes it."""
+    recipe, seen = with_changes(label_dropout=0.25), list[Tensor]()
+    trainer = Trainer(recipe, 128, few_digits, torch.device("cpu"))
+    trainer.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[2]))
+    while not trainer.is_done:
+        trainer.step()
+    told = torch.cat(seen).sum(1)
+    assert set(told.tolist()) == {0.0, 1.0}
+    left_out = float((told == 0).sum())
+    assert in_proportion(np.array([left_out, len(told) - left_out]), np.array([0.25, 0.75]))
+    card = trainer.card(1.0, 1.0)
+    assert card.label_dropout == 0.25
+    assert card.can_leave_out_class
+    assert not trainer.card(1.0, 1.0).model_copy(update={"label_dropout": 0.0}).can_leave_out_class
 
 
 @pytest.mark.parametrize("D", [1, 128, 2048])
@@ -196,8 +214,8 @@ def test_the_shipped_models_were_trained_by_the_shipped_recipe() -> None:
         ("P_std = 1.2", "P_std = nan", "P_std"),
         ("seed = 0", "", "seed"),
         ("seed = 0", "seed = 0\nsede = 1", "sede"),
-        ("dropout = 0.1", "dropout = 1.0", "architecture.dropout"),
-        ("dropout = 0.1", "dropuot = 0.1", "architecture.dropuot"),
+        ("\ndropout = 0.1", "\ndropout = 1.0", "architecture.dropout"),
+        ("\ndropout = 0.1", "\ndropuot = 0.1", "architecture.dropuot"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(tmp_path: Path, old: str, new: str, named: str) -> None:
