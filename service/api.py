@@ -108,13 +108,15 @@ async def submit(request: Request) -> Response:
 )
 async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     """The job; with `wait`, at its next change of status or after so many seconds."""
+    door = door_of(request)
     with patience_of(request, wait) as patience:
-        return _job_response(await door_of(request).job(job_id, patience))
+        found = await door.job(job_id, patience)
+    return _job_response(found, waits_for=await door.lack(found))
 
 
-def _job_response(job: Job, status: int = 200) -> Response:
+def _job_response(job: Job, status: int = 200, waits_for: str | None = None) -> Response:
     """A job as JSON, by pydantic alone: FastAPI would check and copy it once more."""
-    return Response(job.view().model_dump_json(), status, media_type="application/json")
+    return Response(job.view(waits_for).model_dump_json(), status, media_type="application/json")
 
 
 @router.get(

@@ -119,6 +119,12 @@ class Door:
         is_id = JOB_ID.fullmatch(job_id)
         return _found(job_id, await self.events.follow(job_id, self.queue.read(job_id), patience) if is_id else None)
 
+    async def lack(self, job: Job) -> str | None:
+        """What a queued job waits for beside its turn, in words: a worker that serves its model."""
+        if job.status != "queued" or job.request["model"] in (await self.catalogue()).models:
+            return None
+        return f"a worker that serves {job.request['model']}; there is none at present"
+
     async def finished(self, job_id: str) -> Job:
         """A job that has a result. Raises NotFound, NotFinished or NoResult."""
         return with_result(await self.job(job_id, Patience()))

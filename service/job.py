@@ -72,6 +72,7 @@ class JobView(BaseModel):
     finished_at: datetime | None
     attempts: int
     queue_position: int | None = Field(description="Jobs ahead for the same model; null once it runs.")
+    waits_for: str | None = Field(description="What a queued job lacks beside its turn: a worker with its model.")
     progress: Progress
     latency: Latency | None
     model: ModelUsed
@@ -172,8 +173,8 @@ class Job:
             images_per_second=round(self.done / max(total, 0.001), 3),
         )
 
-    def view(self) -> JobView:
-        """The job as a client sees it."""
+    def view(self, waits_for: str | None = None) -> JobView:
+        """The job as a client sees it, with what it lacks beside its turn."""
         here = f"/v1/jobs/{self.id}"
         links = {"self": here}
         if self.status == "succeeded":
@@ -190,6 +191,7 @@ class Job:
             finished_at=None if self.finished_ms is None else moment(self.finished_ms),
             attempts=self.attempts,
             queue_position=self.place if self.status == "queued" else None,
+            waits_for=waits_for,
             progress=self.progress(),
             latency=self.latency(),
             model=ModelUsed(

@@ -525,6 +525,20 @@ async def test_a_choice_of_sampling_that_cannot_be_is_named(
     assert [error.field for error in errors] == [field]
 
 
+async def test_a_queued_job_says_that_nobody_serves_its_model(client: httpx.AsyncClient, queue: Queue) -> None:
+    await queue.announce(worker_state())
+    job = (await client.post("/v1/samples", json=GOOD)).json()
+    assert (await client.get(job["links"]["self"])).json()["waits_for"] is None
+    await queue.retire("worker-1")
+
+    async def lack() -> str | None:
+        found = (await client.get(job["links"]["self"])).json()
+        assert (found["status"], found["queue_position"]) == ("queued", 0)
+        return found["waits_for"]  # type: ignore[no-any-return]
+
+    assert await eventually(lack) == "a worker that serves digits-d2048; there is none at present"
+
+
 async def test_models_tell_what_can_guide_them(client: httpx.AsyncClient, queue: Queue) -> None:
     """The same kernel, pixels, noise levels and classes (or none), wherever the model itself is served."""
     own, bare = facts(is_guidable=True), facts("bare", classes=())
