@@ -15,7 +15,11 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.stores import exact_checkpoint
+from models.checkpoint import load
+from models.commands import import_official
+from models.generate import Generator
 from models.sampling import SOLVER_FACTS, Sampling, SolverName
+from models.shapes import Shapes
 from service import metrics
 from service.catalogue import Catalogue, OfferedModel
 from service.job import Job, JobError
@@ -27,6 +31,7 @@ from service.store import LocalStore
 from service.worker import Misconfigured, Worker
 from tests.helpers import eventually, next_batch
 from tests.models.helpers import solve
+from tests.models.officials import INDEX, recorded_file
 
 pytestmark = pytest.mark.anyio
 
@@ -445,6 +450,32 @@ async def test_new_files_are_offered_and_replaced_ones_are_used_by_new_jobs(
 
 async def gone(queue: Queue, D: float) -> bool:
     return (await queue.catalogue()).find("points", D) is None
+
+
+async def test_imported_official_files_are_served(settings: Settings, queue: Queue, submit: Submit) -> None:
+    """Both containers: imported by the command, sampled through the service, as the network that was recorded."""
+    assert settings.model_store
+
+    def as_dataset(name: str) -> str:
+        return name.replace(".", "-")
+
+    for name in INDEX:
+        file = settings.model_store / name
+        file.write_bytes(recorded_file(name))
+        dataset = as_dataset(name)
+        import_official(file, dataset=dataset, D="128", output=settings.model_store / f"{dataset}.safetensors")
+    async with working(settings):
+        offered = await queue.catalogue()
+        for name in INDEX:
+            dataset = as_dataset(name)
+            model = offered.models[f"{dataset}-d128"]
+            assert model.license == "CC BY-NC-SA 4.0"
+            assert model.training["source"] == name
+            job = await ended(queue, await submit(dataset=dataset, count=3, seed=5, steps=6))
+            recorded = Generator(load(settings.model_store / f"{dataset}.safetensors"), Shapes((8,), (1.0,)))
+            alone = recorded.images([5, 6, 7], [None] * 3, 6)
+            assert job.status == "succeeded"
+            assert (images_of(settings, job.id) == alone).all()
 
 
 async def test_a_model_is_unloaded_and_loaded_by_order_and_when_it_is_asked_for(
