@@ -408,7 +408,7 @@ async def test_a_job_whose_parts_are_damaged_fails_and_never_shows_blanks(
         sampled_ms_ago=1,
         images=8,
         arithmetic="float32",
-        checkpoint="f" * 64,
+        checkpoint=catalogue.models["points-d128"].checkpoint_sha256,
         labels={0: json.dumps([0] * 8)},
         is_written=False,
     )
