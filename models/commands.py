@@ -9,54 +9,31 @@ import typer
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one such as `digits`.")],
     D: Annotated[str, typer.Option("--D", help='Augmentation dimension: a number > 0 or "inf".')],
+    data: Annotated[
+        Path | None, typer.Option(help="A ZIP or folder of images of one size; the digits need none.")
+    ] = None,
+    terms: Annotated[str, typer.Option("--licence", help="Of the data, and so of the model.")] = "that of its data",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The checkpoint to write.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder of the log, the state and sample grids; runs/NAME-dD.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    images: Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's.", min=1)] = None,
+    save_seconds: Annotated[float, typer.Option(help="How often to save the state and a sample grid.", min=0)] = 300,
     device: Annotated[str, typer.Option(help="Device to train on, such as cpu or cuda.")] = "cpu",
+    compiles: Annotated[bool, typer.Option("--compile", help="Compile the network; pays on a GPU.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
-    """Train one model by a recipe and write its checkpoint."""
-    import torch
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Train one model by a recipe and write its checkpoint; under torchrun, on several devices."""
+    from models.training import Plan, carry_out
 
-    from models import checkpoint
-    from models.card import format_D, parse_D
-    from models.data import load_digits
-    from models.train import read_recipe
-    from models.train import train as run
-
-    if threads:
-        torch.set_num_threads(threads)
+    plan = Plan(recipe, D, data, terms, output, folder, resume, images, save_seconds, device, compiles, threads)
     try:
-        dimension, chosen = parse_D(D), read_recipe(recipe)
-        where = torch.device(device)
-        torch.empty(0, device=where)
-        if chosen.dataset != "digits":
-            raise ValueError(f"dataset {chosen.dataset!r} is not known; this version trains on: digits")
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(str(error).splitlines()[0]) from error
-    columns = (
-        TextColumn("D = {task.fields[D]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[facts]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("train", total=chosen.images, D=format_D(dimension), facts="")
-        card, tensors = run(
-            chosen,
-            dimension,
-            load_digits(),
-            where,
-            lambda at: bar.update(
-                task,
-                completed=at.images,
-                facts=f"{at.images / max(1e-9, bar.tasks[task].elapsed or 0):,.0f} images/s  loss {at.loss:.4f}",
-            ),
-        )
-    output = output or Path(f"{card.name}.safetensors")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(output, card, tensors)
-    typer.echo(f"wrote {output}")
+        written = carry_out(plan)
+    except (ValueError, OSError, FloatingPointError) as error:
+        _give_up(str(error))
+    if written:
+        typer.echo(written)
 
 
 def judge(

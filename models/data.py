@@ -1,24 +1,70 @@
-"""Data sets to train on and to judge by."""
+"""Data sets to train on and to judge by: images of one size with their classes, decoded once and then mapped."""
 
-from dataclasses import dataclass
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 HELD_OUT = 500
 """How many of the 1,797 digits no model ever sees."""
 
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+LABELS = "dataset.json"
+MAX_PIXELS = 2**24
+"""Of one image: more is a mistake, or meant to fill the memory."""
+
+UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+class DataError(ValueError):
+    """A data set cannot be used; the message names the file and the reason."""
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images [M, C, H, W] in [-1, 1] in float32 with their class indices [M]."""
+    """Images [M, H, W, C] of bytes with their class indices [M], which are all 0 without classes."""
 
     name: str
     classes: tuple[str, ...]
-    images: Tensor
-    labels: Tensor
+    images: UInt8Array
+    labels: IntArray
     license: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of one image."""
+        height, width, channels = self.images.shape[1:]
+        return channels, height, width
+
+    def take(self, chosen: IntArray) -> Tensor:
+        """Some images, [B, C, H, W] in [-1, 1] in float32."""
+        return torch.from_numpy(self.images[chosen]).movedim(-1, 1).to(torch.float32) / 127.5 - 1
+
+    def one_hot(self, chosen: IntArray) -> Tensor | None:
+        """Their classes, [B, classes] in float32; None without classes."""
+        return torch.eye(len(self.classes))[self.labels[chosen]] if self.classes else None
+
+    def first(self, count: int) -> "Dataset":
+        """The first images alone."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
 
 
 def load_digits(held_out: bool = False) -> Dataset:
@@ -34,7 +80,178 @@ def load_digits(held_out: bool = False) -> Dataset:
     return Dataset(
         name="digits",
         classes=tuple(str(name) for name in digits.target_names),
-        images=torch.from_numpy(digits.images[chosen]).to(torch.float32)[:, None] / 8 - 1,
-        labels=torch.from_numpy(digits.target[chosen]).to(torch.int64),
+        images=np.rint(digits.images[chosen] * (255 / 16)).astype(np.uint8)[..., None],
+        labels=digits.target[chosen].astype(np.int64),
         license="Apache-2.0 (data: UCI handwritten digits, CC BY 4.0)",
     )
+
+
+def load_images(
+    path: Path,
+    cache: Path,
+    name: str | None = None,
+    terms: str = "that of its data",
+    report: Callable[[int, int], object] = lambda done, total: None,
+) -> Dataset:
+    """The images of a ZIP or folder in the layout of StyleGAN and EDM, with the classes of its `dataset.json`.
+
+    They are decoded once into a file in `cache`, from which they are then mapped. The name is that of the ZIP or folder
+    unless one is given, the licence that of `terms`. `report` is told how many of them are decoded.
+
+    Raises DataError naming the file that is missing, no image, of another size than the first, or without a label.
+    """
+    source = _Folder(path) if path.is_dir() else _Archive(path)
+    if not source.names:
+        raise DataError(f"{path}: holds no PNG or JPEG files")
+    classes, labels = _classes(source)
+    decoded = cache / f"images-{source.fingerprint()}.npy"
+    if not decoded.exists():
+        _decode(source, decoded, report)
+    images: UInt8Array = np.load(decoded, mmap_mode="r", allow_pickle=False)
+    return Dataset(name or _as_name(path), classes, images, labels, terms)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Image files anywhere below a directory."""
+
+    path: Path
+
+    @property
+    def names(self) -> list[str]:
+        files = (each for each in self.path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+        return sorted(each.relative_to(self.path).as_posix() for each in files)
+
+    def read(self, name: str) -> bytes | None:
+        """The contents of a file; None when it is not there."""
+        with suppress(FileNotFoundError):
+            return (self.path / name).read_bytes()
+        return None
+
+    def fingerprint(self) -> str:
+        """Changes with any of the files."""
+        about = ((name, (self.path / name).stat()) for name in self.names)
+        return _fingerprint([str(self.path.resolve()), *(f"{n} {s.st_size} {s.st_mtime_ns}" for n, s in about)])
+
+
+class _Archive:
+    """Image files in a ZIP."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except FileNotFoundError as error:
+            raise DataError(f"{path}: there is no such file or folder") from error
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: neither a folder nor a ZIP file ({error})") from error
+        self.names = sorted(name for name in self._zip.namelist() if Path(name).suffix.lower() in SUFFIXES)
+
+    def read(self, name: str) -> bytes | None:
+        """The contents of a file; None when it is not there. Raises DataError when it is damaged."""
+        try:
+            return self._zip.read(name)
+        except KeyError:
+            return None
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
+            raise DataError(f"{self.path}: {name}: cannot be read ({error})") from error
+
+    def fingerprint(self) -> str:
+        """Changes with the file."""
+        status = self.path.stat()
+        return _fingerprint([str(self.path.resolve()), f"{status.st_size} {status.st_mtime_ns}"])
+
+
+def _fingerprint(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _classes(source: _Folder | _Archive) -> tuple[tuple[str, ...], IntArray]:
+    """The names of the classes and every image's; none without labels."""
+    none: IntArray = np.zeros(len(source.names), dtype=np.int64)
+    text = source.read(LABELS)
+    if text is None:
+        return (), none
+    where = f"{source.path}: {LABELS}"
+    try:
+        noted: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from error
+    pairs = noted.get("labels") if isinstance(noted, dict) else None
+    if pairs is None:
+        return (), none
+    if not isinstance(pairs, list) or not all(_is_label(each) for each in pairs):
+        raise DataError(f'{where}: "labels" must be a list of [file, class index], or null')
+    of_file = {name.replace("\\", "/"): label for name, label in pairs}
+    unlabelled = next((name for name in source.names if name not in of_file), None)
+    if unlabelled:
+        raise DataError(f"{where}: has no label for {unlabelled}")
+    labels: IntArray = np.array([of_file[name] for name in source.names], dtype=np.int64)
+    names = noted.get("classes") or [str(k) for k in range(int(labels.max()) + 1)]
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names) or labels.max() >= len(names):
+        raise DataError(f'{where}: "classes" must be a list of a name for every class, {labels.max() + 1} or more')
+    return tuple(names), labels
+
+
+def _is_label(pair: object) -> bool:
+    match pair:
+        case [str(), int(label)] if not isinstance(label, bool):
+            return 0 <= label < 2**31
+    return False
+
+
+def _decode(source: _Folder | _Archive, to: Path, report: Callable[[int, int], object]) -> None:
+    """Write all images as one array; it appears under its name only when it is complete."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    temporary = to.with_suffix(f".{os.getpid()}.partial")
+    try:
+        array: UInt8Array | None = None
+        for k, image in enumerate(_decoded(source)):
+            if array is None:
+                array = np.lib.format.open_memmap(
+                    temporary, "w+", dtype=np.uint8, shape=(len(source.names), *image.shape)
+                )
+            if image.shape != array.shape[1:]:
+                first, found = (
+                    f"{width}x{height}x{channels}" for height, width, channels in (array.shape[1:], image.shape)
+                )
+                raise DataError(
+                    f"{source.path}: {source.names[k]} is {found}, but {source.names[0]} is {first}; "
+                    "`pfgmpp dataset` makes them of one size"
+                )
+            array[k] = image
+            report(k + 1, len(source.names))
+        if array is not None:
+            array.flush()  # type: ignore[attr-defined]
+        os.replace(temporary, to)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _decoded(source: _Folder | _Archive) -> Iterator[UInt8Array]:
+    """Image after image, [H, W, C]."""
+    for name in source.names:
+        image = opened(f"{source.path}: {name}", source.read(name) or b"")
+        if image.mode not in {"L", "RGB"}:
+            raise DataError(f"{source.path}: {name} is {image.mode}; `pfgmpp dataset` makes it grey (L) or RGB")
+        if image.width != image.height:
+            raise DataError(f"{source.path}: {name} is {image.width}x{image.height}; `pfgmpp dataset` makes it square")
+        yield np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def opened(where: str, data: bytes) -> Image.Image:
+    """An image, decoded. Raises DataError naming where it is from when it is none, or damaged, or huge."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        if math.prod(image.size) > MAX_PIXELS:
+            raise DataError(f"{where}: {image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"{where}: cannot be decoded ({reason})") from error
+    return image
+
+
+def _as_name(path: Path) -> str:
+    """The name of a data set as its file suggests it."""
+    return re.sub(r"[^a-z0-9_-]+", "-", path.resolve().stem.lower()).strip("-_") or "images"

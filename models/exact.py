@@ -27,15 +27,22 @@ class ExactDenoiser(nn.Module):
         """The posterior mean [B, C, H, W] at x, sigma [B]; labels [B, classes] one-hot narrow it to that class, and
         zeros to none.
         """
-        data = self.data.to(x.dtype).flatten(1)
-        # Not torch.cdist: its fast path loses the digits that matter at small sigma.
-        squared = (x.flatten(1)[:, None] - data).square().sum(-1)
-        variance = sigma.to(x.dtype)[:, None].square()
-        if math.isinf(self.D):
-            log_weights = -squared / (2 * variance)
-        else:
-            log_weights = -(data.shape[1] + self.D) / 2 * torch.log1p(squared / (variance * self.D))
+        data = self.data.to(x.dtype)
+        weights = log_weights(x, data, sigma.to(x.dtype), self.D)
         if labels is not None:
             others = (labels[:, self.data_class] == 0) & labels.any(1, keepdim=True)
-            log_weights = log_weights.masked_fill(others, -math.inf)
-        return (steady(log_weights.softmax(1)) @ data)[: len(x)].view_as(x)
+            weights = weights.masked_fill(others, -math.inf)
+        return (steady(weights.softmax(1)) @ data.flatten(1))[: len(x)].view_as(x)
+
+
+def log_weights(x: Tensor, data: Tensor, sigma: Tensor, D: float) -> Tensor:
+    """The logarithms, but for a constant, of the posterior weights [B, M] of data [M, ...] behind x [B, ...] at sigma.
+
+    Finite for any D and sigma [B], with r = sigma sqrt(D).
+    """
+    # Not torch.cdist: its fast path loses the digits that matter at small sigma.
+    squared = (x.flatten(1)[:, None] - data.flatten(1)).square().sum(-1)
+    variance = sigma[:, None].square()
+    if math.isinf(D):
+        return -squared / (2 * variance)
+    return -(data[0].numel() + D) / 2 * torch.log1p(squared / (variance * D))

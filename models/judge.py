@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 from models.checkpoint import Model
 from models.data import Dataset, load_digits
 from models.fast import Precision, Way, fastest
-from models.generate import Generator, UInt8Array, to_uint8
+from models.generate import Generator, UInt8Array
 from models.kernel import FloatArray
 from models.shapes import Shapes, steady_shapes
 
@@ -36,8 +36,8 @@ class Judge:
     def __init__(self) -> None:
         training, held_out = load_digits(), load_digits(held_out=True)
         self.training = features(training)
-        self.classifier = SVC(C=10.0).fit(self.training, training.labels.numpy())
-        self.accuracy = float(self.classifier.score(features(held_out), held_out.labels.numpy()))
+        self.classifier = SVC(C=10.0).fit(self.training, training.labels)
+        self.accuracy = float(self.classifier.score(features(held_out), held_out.labels))
         distances = self._distances(features(held_out))
         self.real_nearest = float(np.median(distances))
         self.near = float(np.quantile(distances, 0.01))
@@ -58,8 +58,8 @@ class Judge:
 
 
 def features(data: Dataset) -> FloatArray:
-    """The pixels [M, H*W] of a data set in 0..1, rounded as the service rounds them."""
-    return to_uint8(data.images).reshape(len(data.images), -1) / 255
+    """The pixels [M, H*W] of a data set in 0..1."""
+    return data.images.reshape(len(data), -1) / 255
 
 
 def balanced(

@@ -1,122 +1,123 @@
-"""Training: the PFGM++ objective, Adam, and an average of the weights that becomes the checkpoint."""
+"""Training: the loop around the objective, Adam, and an average of the weights that becomes the checkpoint."""
 
+import json
 import math
+import os
 import time
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from models.card import EDM, Card, UNetOptions, field_errors
+from models.card import EDM, Card
 from models.data import Dataset
-from models.kernel import FloatArray, stretch
+from models.objective import Draws, Examples, stable_target, weighted_error
 from models.precond import Denoiser
+from models.recipe import Recipe
 
-RECIPES = Path(__file__).parent / "recipes"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+STATE_VERSION = 1
 
 
-class Recipe(BaseModel):
-    """What a recipe file says; the same recipe serves every D."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str
-    images: int = Field(ge=1)
-    batch: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    warmup_images: int = Field(ge=1)
-    ema_halflife_images: float = Field(gt=0)
-    gradient_clip: float = Field(gt=0)
-    P_mean: float
-    P_std: float = Field(gt=0)
-    label_dropout: float = Field(0.0, ge=0, le=1)
-    """How often the class is left out, so that the model can guide itself."""
-    default_steps: int = Field(ge=2)
-    max_steps: int = Field(ge=2)
-    seed: int
-    architecture: UNetOptions
-
-    @field_validator("architecture")
-    @classmethod
-    def _trainable(cls, architecture: UNetOptions) -> UNetOptions:
-        if not isinstance(architecture.precond, EDM):
-            raise ValueError("precond must be edm: the others are for models that are imported")
-        return architecture
+class TrainError(ValueError):
+    """A run cannot begin or go on; the message names the setting or file."""
 
 
 class Progress(NamedTuple):
-    """Where a training run stands: images seen, and the mean loss since the last report."""
+    """Where a training run stands: images seen, the mean loss since the last report, and the norm of the gradient."""
 
     images: int
     loss: float
+    learning_rate: float
+    gradient_norm: float
 
 
-def read_recipe(name: str) -> Recipe:
-    """The recipe in a TOML file, or the shipped one of that name.
+class Place(NamedTuple):
+    """Which process of a run this is, and of how many; each computes its part of every batch."""
 
-    Raises ValueError naming the file and the setting that is wrong, or the recipes that exist.
-    """
-    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    try:
-        return Recipe.model_validate(tomllib.loads(path.read_text()))
-    except FileNotFoundError as error:
-        shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
-        raise ValueError(f"there is no recipe {name!r}; shipped are: {shipped}") from error
-    except ValidationError as error:
-        raise ValueError(f"{path}: {field_errors(error)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a TOML file ({error})") from error
+    rank: int = 0
+    world: int = 1
 
 
-def weighted_error(denoised: Tensor, y: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """w(sigma) (D_theta(x, sigma) - y)^2 per element, w = (sigma^2 + s^2) / (sigma s)^2 (EDM, section 5)."""
-    weight = (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
-    return weight[:, None, None, None] * (denoised - y).square()
-
-
-def perturb(y: Tensor, sigma: FloatArray, D: float, rng: np.random.Generator) -> Tensor:
-    """x ~ p_r(x | y), r = sigma sqrt(D), for a batch y [B, C, H, W] and sigma [B]; drawn in float64, in y's dtype."""
-    noise = rng.standard_normal(y.shape) * (sigma * stretch(rng, len(y), D))[:, None, None, None]
-    return (y.cpu().to(torch.float64) + torch.from_numpy(noise)).to(y)
+ALONE = Place()
 
 
 def learning_rate_factor(images: int, recipe: Recipe) -> float:
-    """The share of the learning rate in use after so many images: a linear rise, then half a cosine to zero."""
+    """The share of the learning rate in use after so many images: a linear rise, then half a cosine to zero, or 1."""
     if images < recipe.warmup_images:
         return images / recipe.warmup_images
+    if recipe.decay == "none":
+        return 1.0
     done = (images - recipe.warmup_images) / max(1, recipe.images - recipe.warmup_images)
     return (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 @torch.no_grad()
 def average(ema: nn.Module, network: nn.Module, images: int, recipe: Recipe) -> None:
-    """Move the average of the weights towards the weights; its half-life grows with the run at first (EDM, F.2)."""
-    halflife = min(recipe.ema_halflife_images, 0.05 * images)
-    towards = 1 - 0.5 ** (recipe.batch / halflife)
-    for mean, weight in zip(ema.parameters(), network.parameters(), strict=True):
-        mean.lerp_(weight, towards)
+    """Move the average of the weights towards the weights, after so many images.
+
+    Its half-life grows with the run at first (EDM, F.2); or weights count by a power of the time (Karras et al., 2024,
+    eq. 1).
+    """
+    if recipe.ema_power:
+        towards = 1 - (1 - min(1.0, recipe.batch / images)) ** (recipe.ema_power + 1)
+    else:
+        halflife = min(recipe.ema_halflife_images, recipe.ema_rampup * images)
+        towards = 1 - 0.5 ** (recipe.batch / halflife)
+    means: list[Tensor] = [*ema.parameters()]
+    torch._foreach_lerp_(means, [*network.parameters()], towards)
 
 
-class Trainer:
-    """One training run: `step` until `is_done`, then `tensors` and `card` make the checkpoint."""
+@dataclass
+class Run:
+    """One training run: `step` until `is_done`, then `tensors` and `card` make the checkpoint.
 
-    def __init__(self, recipe: Recipe, D: float, data: Dataset, device: torch.device):
+    A run that goes on from its `state` takes the same steps as one that was never interrupted.
+    """
+
+    recipe: Recipe
+    D: float
+    data: Dataset
+    device: torch.device
+    place: Place = ALONE
+    compiles: bool = False
+    images_seen: int = field(default=0, init=False)
+    seconds: float = field(default=0.0, init=False)
+    """Of all its processes' lives together."""
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        if recipe.batch % self.place.world:
+            raise TrainError(f"batch, {recipe.batch}, must be a multiple of the processes, {self.place.world}")
+        share = recipe.batch // self.place.world
+        self._micro = min(recipe.micro_batch or share, share)
+        if share % self._micro:
+            raise TrainError(f"micro_batch, {self._micro}, must divide the batch of a process, {share}")
+        if recipe.stable_target and self._micro != recipe.batch:
+            raise TrainError("stable_target needs the batch on one device at once: no micro_batch, one process")
         torch.manual_seed(recipe.seed)
-        self.recipe, self.D, self.data, self.device = recipe, D, data, device
-        self.rng = np.random.default_rng(recipe.seed)
-        channels, resolution = data.images.shape[1:3]
-        network = Denoiser(recipe.architecture, resolution, channels, len(data.classes))
+        channels, resolution, _ = self.data.shape
+        network = Denoiser(recipe.architecture, resolution, channels, len(self.data.classes))
         network.model.init_weights()
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=recipe.learning_rate)
-        self.images_seen = 0
+        self._forward: nn.Module = self.network
+        if self.place.world > 1:
+            self._forward = DistributedDataParallel(self._forward)
+        if self.compiles:
+            self._forward = torch.compile(self._forward)  # type: ignore[assignment]
+        self._draws = Draws(recipe, self.D, self.data)
+        self._drawing = ThreadPoolExecutor(1, "draw")
+        self._next: Any = None
 
     @property
     def steps_left(self) -> int:
@@ -126,81 +127,223 @@ class Trainer:
     def is_done(self) -> bool:
         return self.steps_left == 0
 
-    def step(self) -> Tensor:
-        """One batch and one update; the loss per element, before the update."""
-        loss = self._loss()
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
-        self.images_seen += self.recipe.batch
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One batch and one update; the loss per element before the update, and the norm of its gradient."""
+        recipe, number = self.recipe, self.images_seen // self.recipe.batch
+        torch.manual_seed(hash((recipe.seed, number, self.place.rank)) & (2**63 - 1))  # of dropout
+        self.network.train()
+        loss = torch.zeros((), device=self.device)
+        pieces = list(self._drawn(number))
+        for k, examples in enumerate(pieces):
+            waits = self.place.world > 1 and k + 1 < len(pieces)
+            with self._forward.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                part = self._loss(examples.to(self.device)) / len(pieces)
+                part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.gradient_clip or math.inf)
+        self.images_seen += recipe.batch
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * learning_rate_factor(self.images_seen, self.recipe)
+            group["lr"] = self.learning_rate
         self.optimizer.step()
-        average(self.ema, self.network, self.images_seen, self.recipe)
-        return loss.detach()
+        self.optimizer.zero_grad()
+        average(self.ema, self.network, self.images_seen, recipe)
+        return loss, norm
 
-    def _loss(self) -> Tensor:
-        chosen = torch.from_numpy(self.rng.integers(len(self.data.images), size=self.recipe.batch))
-        y = self.data.images[chosen].to(self.device)
-        labels = nn.functional.one_hot(self.data.labels[chosen], len(self.data.classes)).to(y)
-        if self.recipe.label_dropout:
-            is_left_out = self.rng.random(self.recipe.batch) < self.recipe.label_dropout
-            labels[torch.from_numpy(is_left_out)] = 0
-        sigma = np.exp(self.rng.normal(self.recipe.P_mean, self.recipe.P_std, self.recipe.batch))
-        x = perturb(y, sigma, self.D, self.rng).contiguous(memory_format=torch.channels_last)
-        level = torch.from_numpy(sigma).to(y)
-        denoised = self.network(x, level, labels)
-        return weighted_error(denoised, y, level, self.network.precond.sigma_data).mean()
+    @property
+    def learning_rate(self) -> float:
+        return self.recipe.learning_rate * learning_rate_factor(self.images_seen, self.recipe)
+
+    def _drawn(self, number: int) -> Iterator[Examples]:
+        """This process's part of a batch, piece by piece; the next ones are drawn meanwhile."""
+        share = self.recipe.batch // self.place.world
+        for start in range(self.place.rank * share, (self.place.rank + 1) * share, self._micro):
+            at = (number, start)
+            ready = self._next[1] if self._next and self._next[0] == at else self._draw(at)
+            follows = start + self._micro
+            is_last = follows == (self.place.rank + 1) * share
+            after = (number + 1, self.place.rank * share) if is_last else (number, follows)
+            self._next = (after, self._draw(after))
+            yield ready.result()
+
+    def _draw(self, at: tuple[int, int]) -> Any:
+        return self._drawing.submit(self._draws.examples, at[0], at[1], at[1] + self._micro)
+
+    def _loss(self, examples: Examples) -> Tensor:
+        """The mean weighted error per element."""
+        y, changes = examples.y.contiguous(memory_format=torch.channels_last), examples.changes
+        if changes:
+            y = changes.apply(y)
+        sigma = examples.sigma.to(y)
+        x = y + sigma[:, None, None, None] * examples.noise
+        target = y
+        if examples.reference is not None:
+            target = stable_target(x, sigma, examples.labels, examples.reference, examples.reference_labels, self.D)
+        with torch.autocast(self.device.type, DTYPES[self.recipe.precision], self.recipe.precision != "float32"):
+            denoised = self._forward(x, sigma, examples.labels, changes.labels if changes else None)
+        precond = self.recipe.architecture.precond
+        return weighted_error(denoised, target, sigma, precond.sigma_data if isinstance(precond, EDM) else 0.5).mean()
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights: what the checkpoint holds."""
         return dict(self.ema.state_dict())
 
-    def card(self, seconds: float, loss: float) -> Card:
+    def card(self, progress: Progress) -> Card:
         """The card of the checkpoint, with the facts of this run."""
-        channels, resolution = self.data.images.shape[1:3]
+        recipe, (channels, resolution, _) = self.recipe, self.data.shape
         return Card(
             dataset=self.data.name,
             D=self.D,
             resolution=resolution,
             channels=channels,
             classes=self.data.classes,
-            architecture=self.recipe.architecture,
-            default_steps=self.recipe.default_steps,
-            max_steps=self.recipe.max_steps,
-            label_dropout=self.recipe.label_dropout,
+            architecture=recipe.architecture,
+            sigma_max=80.0 * recipe.noise_scale,
+            default_steps=recipe.default_steps,
+            max_steps=recipe.max_steps,
+            label_dropout=recipe.label_dropout,
             license=self.data.license,
             training={
-                "recipe": self.recipe.model_dump(exclude={"architecture"}),
+                "recipe": recipe.model_dump(exclude={"architecture"}),
                 "images": self.images_seen,
-                "seconds": round(seconds, 1),
-                "images_per_second": round(self.images_seen / seconds, 1),
-                "final_loss": round(loss, 4),
-                "device": str(self.device),
+                "seconds": round(self.seconds, 1),
+                "images_per_second": round(self.images_seen / max(self.seconds, 1e-9), 1),
+                "final_loss": round(progress.loss, 4),
+                "device": _device_name(self.device),
+                "processes": self.place.world,
                 "torch": torch.__version__,
             },
         )
 
+    def save(self, path: Path) -> None:
+        """Write all that it takes to go on; it appears under its name only when it is complete."""
+        temporary = path.with_suffix(".partial")
+        state = {
+            "version": STATE_VERSION,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "D": self.D,
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    def load(self, path: Path) -> None:
+        """Go on where a state was saved. Raises TrainError when it is none, or of another run."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            recipe, D = state["recipe"], state["D"]
+        except Exception as error:
+            raise TrainError(f"{path}: not a state of a training run ({type(error).__name__})") from error
+        own = self.recipe.model_dump(mode="json")
+        changed = sorted(
+            name for name in own if own[name] != recipe.get(name) and name not in {"images", "micro_batch"}
+        )
+        if changed or D != self.D:
+            raise TrainError(f"{path}: is of another run: {', '.join(changed or ['D'])} was different")
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.images_seen, self.seconds = state["images_seen"], state["seconds"]
+
+    def close(self) -> None:
+        """Draw nothing more."""
+        self._drawing.shutdown(wait=True, cancel_futures=True)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+@dataclass
+class Folder:
+    """Where a run leaves its log, its state and its sample grids."""
+
+    path: Path
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    def begin(self, images_seen: int) -> None:
+        """Keep of the log what a run has done that goes on from here."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        kept = [line for line in lines if _images_of(line) <= images_seen]
+        temporary = self.log.with_suffix(".partial")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(temporary, self.log)
+
+    def note(self, progress: Progress, seconds: float) -> None:
+        """Add a line to the log."""
+        with self.log.open("a") as file:
+            print(json.dumps({**progress._asdict(), "seconds": round(seconds, 2)}), file=file)
+
+
+def _images_of(line: str) -> float:
+    """The images of a line of the log; infinite for one that was not finished."""
+    try:
+        return float(json.loads(line)["images"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
 
 def train(
-    recipe: Recipe,
-    D: float,
-    data: Dataset,
-    device: torch.device,
+    run: Run,
     report: Callable[[Progress], object],
+    folder: Folder | None = None,
     report_every: int = 20,
-) -> tuple[Card, dict[str, Tensor]]:
-    """The card and the averaged weights of a model trained by a recipe for one D.
+    save_seconds: float = 300.0,
+    on_save: Callable[[Run], object] = lambda run: None,
+    is_to_stop: Callable[[], bool] = lambda: False,
+) -> Progress:
+    """Take a run to its end, or to where it is to stop; where it then stands.
 
-    Raises FloatingPointError at the report that finds the loss not finite.
+    Reports after so many steps. Saves the state after a report, when so many seconds have passed, and at the end; so
+    the last one saved is always good. Raises FloatingPointError at the report that finds the loss not finite.
     """
-    run = Trainer(recipe, D, data, device)
-    started = time.perf_counter()
-    loss = math.nan
-    while not run.is_done:
-        recent = [run.step() for _ in range(min(report_every, run.steps_left))]
-        loss = torch.stack(recent).mean().item()
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} after {run.images_seen:,} images at D = {D}")
-        report(Progress(run.images_seen, loss))
-    return run.card(time.perf_counter() - started, loss), run.tensors()
+    saved = began = time.monotonic()
+    before = run.seconds
+    progress = Progress(run.images_seen, math.nan, 0.0, math.nan)
+    try:
+        while not run.is_done:
+            recent = [run.step() for _ in range(min(report_every, run.steps_left))]
+            loss, norm = (float(torch.stack(each).mean()) for each in zip(*recent, strict=True))
+            loss, stops = _mean_of_all(run, loss, float(is_to_stop()))
+            progress = Progress(run.images_seen, loss, run.learning_rate, norm)
+            run.seconds = before + time.monotonic() - began
+            if not math.isfinite(progress.loss):
+                kept = f"; the last good state is {folder.state}" if folder and folder.state.exists() else ""
+                raise FloatingPointError(
+                    f"the loss is {progress.loss} after {run.images_seen:,} images at D = {run.D}{kept}"
+                )
+            report(progress)
+            if run.place.rank == 0 and folder:
+                folder.note(progress, run.seconds)
+                if time.monotonic() - saved > save_seconds or run.is_done or stops:
+                    run.save(folder.state)
+                    on_save(run)
+                    saved = time.monotonic()
+            if stops:
+                break
+    finally:
+        run.close()
+    return progress
+
+
+def _mean_of_all(run: Run, *numbers: float) -> list[float]:
+    """The means over all processes."""
+    if run.place.world == 1:
+        return list(numbers)
+    total = torch.tensor(numbers, device=run.device)
+    torch.distributed.all_reduce(total)
+    return [float(each) / run.place.world for each in total]

@@ -1,16 +1,25 @@
 """`pfgmpp train`, `judge` and `solvers`, as far as seconds allow."""
 
+import json
 import re
+import signal
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
+from bench.running import until
 from models import commands
 from models.card import SHIPPED, read_card
 from models.checkpoint import load, save
-from models.train import RECIPES
+from models.recipe import RECIPES
+from tests.models.test_data import FILES, LABELS, described, written
 
 app = typer.Typer()
 app.command()(commands.train)
@@ -36,11 +45,83 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_train_writes_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
-    output = tmp_path / "new" / "model.safetensors"
-    done = CliRunner().invoke(app, ["train", str(recipe), "--D", "inf", "-o", str(output), "--threads", "1"])
+    output, run = tmp_path / "new" / "model.safetensors", tmp_path / "run"
+    asked = ["train", str(recipe), "--D", "inf", "-o", str(output), "--threads", "1", "--run-dir", str(run)]
+    done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
     assert plain(f"wrote {output}") in plain(done.output)
     assert read_card(output).name == "digits-dinf"
+    assert {each.name for each in run.iterdir()} == {"log.jsonl", "state.pt", "samples-0000000064.png"}
+    with Image.open(run / "samples-0000000064.png") as grid:
+        assert grid.size == (96, 96)
+    again = CliRunner().invoke(app, asked)
+    assert (again.exit_code, plain("holds a run: --resume goes on") in plain(again.output)) == (2, True)
+    longer = CliRunner().invoke(app, [*asked, "--resume", "--images", "128"])
+    assert longer.exit_code == 0, longer.output
+    assert read_card(output).training["images"] == 128
+    first = CliRunner().invoke(app, [*asked[:-1], str(tmp_path / "other"), "--resume"])
+    assert (first.exit_code, "there is no run to go on with" in first.output) == (2, True)
+
+
+def test_train_takes_images_from_a_zip(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    archive = written(tmp_path / "noise.zip", FILES | described(LABELS))
+    recipe.write_text(recipe.read_text().replace('"digits"', '"noise"'))
+    output = tmp_path / "noise.safetensors"
+    asked = ["train", str(recipe), "--D", "2", "-o", str(output), "--threads", "1", "--run-dir", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [*asked, "--data", str(archive), "--licence", "CC0"])
+    assert done.exit_code == 0, done.output
+    card = read_card(output)
+    assert (card.name, card.classes, card.channels, card.license) == ("noise-d2", ("cat", "dog"), 3, "CC0")
+    refused = CliRunner().invoke(app, [*asked, "--data", str(tmp_path / "none.zip")])
+    assert (refused.exit_code, "there is no such file or folder" in refused.output) == (2, True)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_that_is_killed_goes_on(recipe: Path, tmp_path: Path) -> None:
+    """By SIGKILL at any moment, and by SIGTERM in good order: the model is that of a run left alone."""
+    recipe.write_text(recipe.read_text().replace("images = 64", "images = 800"))
+    command = [sys.executable, "-m", "service", "train", str(recipe), "--D", "2", "--threads", "1"]
+    alone = [*command, "--run-dir", str(tmp_path / "alone"), "-o", str(tmp_path / "alone.safetensors")]
+    subprocess.run(alone, check=True, capture_output=True)
+    log = tmp_path / "run" / "log.jsonl"
+    asked = [*command, "--run-dir", str(log.parent), "-o", str(tmp_path / "killed.safetensors"), "--save-seconds", "0"]
+    for turn, number in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
+        more = ["--resume"] if turn else []
+        with subprocess.Popen([*asked, *more], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            until(partial(has_lines, log, turn + 2))
+            process.send_signal(number)
+            said = process.communicate()[0]
+        assert process.returncode == (0 if number == signal.SIGTERM else -9)
+        assert ("stopped after" in said) == (number == signal.SIGTERM)
+    subprocess.run([*asked, "--resume"], check=True, capture_output=True)
+    both = [load(tmp_path / f"{name}.safetensors").network.state_dict() for name in ("alone", "killed")]
+    assert all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items())
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("alone", "run")]
+    curves = [[json.loads(line)["loss"] for line in log] for log in logs]
+    assert curves[0] == curves[1]
+
+
+def has_lines(file: Path, count: int) -> bool:
+    return file.exists() and len(file.read_text().splitlines()) >= count
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
+    """With the same batch in all; dropout, which each draws for its own part, is off."""
+    text = recipe.read_text().replace("images = 64", "images = 320").replace("\ndropout = 0.1", "\ndropout = 0.0")
+    recipe.write_text(text)
+    curves = []
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        arguments = ["--D", "128", "--threads", "1", "--run-dir", str(tmp_path / name)]
+        arguments += ["-o", str(tmp_path / name / "m.safetensors")]
+        subprocess.run([*launcher, "-m", "service", "train", str(recipe), *arguments], check=True, capture_output=True)
+        log = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        curves.append([json.loads(line)["loss"] for line in log])
+    assert len(curves[0]) == 2
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert read_card(tmp_path / "two" / "m.safetensors").training["processes"] == 2
 
 
 @pytest.mark.parametrize(
