@@ -14,6 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 METADATA_KEY = "pfgmpp"
 DATASET_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+MAX_CARD = 2**20
+"""Characters: all of it is sent with every list of models."""
+
+LEAST_D, MOST_D = 1e-3, 1e12
+"""Beyond them the kernel is that of 0 or infinity to every digit that counts."""
+
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The model store that comes with the package."""
 
@@ -170,10 +176,10 @@ class Card(_Frozen):
     channels: Literal[1, 3]
     classes: tuple[str, ...] = ()
     architecture: UNetOptions | ADMOptions | ExactOptions = Field(discriminator="network")
-    sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
-    sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False)
+    sigma_min: float = Field(0.002, ge=1e-6, allow_inf_nan=False)
+    sigma_max: float = Field(80.0, le=1e6, allow_inf_nan=False)
     default_steps: int = Field(18, ge=2)
-    max_steps: int = Field(256, ge=2)
+    max_steps: int = Field(256, ge=2, le=10_000)
     label_dropout: float = Field(0.0, ge=0, le=1)
     """How often training left the class out, so that the model can also be asked without one."""
     license: str
@@ -185,6 +191,13 @@ class Card(_Frozen):
         if not re.fullmatch(DATASET_NAME, dataset):
             raise ValueError("must be 1 to 64 of a-z, 0-9, - and _, the first of them a letter or a digit")
         return dataset
+
+    @field_validator("D")
+    @classmethod
+    def _of_use(cls, D: float) -> float:
+        if not LEAST_D <= D <= MOST_D and not math.isinf(D):
+            raise ValueError(f"must be from {LEAST_D:g} to {MOST_D:g}, or inf")
+        return D
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -220,6 +233,8 @@ def read_card(path: Path) -> Card:
 
     Raises CheckpointError when the file cannot be read, is not safetensors, or carries no valid card.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: not a safetensors file (no file at all)")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -227,8 +242,12 @@ def read_card(path: Path) -> Card:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
     if METADATA_KEY not in metadata:
         raise CheckpointError(f"{path}: its metadata has no {METADATA_KEY!r} entry, so it is not a PFGM++ checkpoint")
+    if len(metadata[METADATA_KEY]) > MAX_CARD:
+        raise CheckpointError(f"{path}: its {METADATA_KEY!r} metadata is longer than {MAX_CARD:,} characters")
     try:
-        return Card.model_validate(json.loads(metadata[METADATA_KEY]))
+        data = json.loads(metadata[METADATA_KEY])
+        json.dumps(data, ensure_ascii=False).encode()  # half a character, as JSON may hold, could not be sent
+        return Card.model_validate(data)
     except ValidationError as error:
         raise CheckpointError(f"{path}: bad metadata: {field_errors(error)}") from error
     except (ValueError, RecursionError) as error:

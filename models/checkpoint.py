@@ -4,6 +4,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -51,7 +52,9 @@ def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
 
     Raises OSError when it cannot be written; then nothing is left of it.
     """
-    temporary = path.with_suffix(".partial")
+    if path.exists() and not path.is_file():
+        raise OSError("it is there, and no file that could be replaced")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     stored = {name: _channels_last(tensor.detach().cpu()).contiguous() for name, tensor in tensors.items()}
     current = card.model_copy(update={"format": 2})
     try:

@@ -12,6 +12,7 @@ def train(
     data: Annotated[
         Path | None, typer.Option(help="A ZIP or folder of images of one size; the digits need none.")
     ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the data set, as requests say it; the recipe's.")] = None,
     terms: Annotated[str, typer.Option("--licence", help="Of the data, and so of the model.")] = "that of its data",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The checkpoint to write.")] = None,
     folder: Annotated[
@@ -22,12 +23,12 @@ def train(
     save_seconds: Annotated[float, typer.Option(help="How often to save the state and a sample grid.", min=0)] = 300,
     device: Annotated[str, typer.Option(help="Device to train on, such as cpu or cuda.")] = "cpu",
     compiles: Annotated[bool, typer.Option("--compile", help="Compile the network; pays on a GPU.")] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)] = None,
 ) -> None:
     """Train one model by a recipe and write its checkpoint; under torchrun, on several devices."""
     from models.training import Plan, carry_out
 
-    plan = Plan(recipe, D, data, terms, output, folder, resume, images, save_seconds, device, compiles, threads)
+    plan = Plan(recipe, D, data, name, terms, output, folder, resume, images, save_seconds, device, compiles, threads)
     try:
         written = carry_out(plan)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -40,14 +41,14 @@ def judge(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints of digits; the shipped ones if left out.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Images of each model.", min=10)] = 1000,
+    count: Annotated[int, typer.Option(help="Images of each model.", min=10, max=1_000_000)] = 1000,
     steps: Annotated[int, typer.Option(help="Solver steps.", min=2)] = 18,
     guidance: Annotated[float, typer.Option(help="Of the model by itself; 1 for none.", min=0, max=100)] = 1.0,
     precision: Annotated[
         Literal["exact", "fast", "bfloat16"],
         typer.Option(help="float32; what is fastest on this machine; or half precision even where it is slow."),
     ] = "exact",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)] = None,
 ) -> None:
     """Measure what models of the digits are worth and print the table of the README."""
     import torch
@@ -66,6 +67,8 @@ def judge(
     except CheckpointError as error:
         raise typer.BadParameter(str(error)) from error
     for model in models:
+        if (model.card.shape, len(model.card.classes)) != ((1, 8, 8), 10):
+            raise typer.BadParameter(f"{model.card.name} is no model of the digits, which alone can be judged")
         if guidance != 1 and not model.card.can_leave_out_class:
             raise typer.BadParameter(f"--guidance {guidance:g}: {model.card.name} was not trained with label_dropout")
     judging = Judge()
@@ -87,7 +90,7 @@ def solvers(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints; the shipped ones of D = 128 and inf if left out.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Images of each.", min=1)] = 64,
+    count: Annotated[int, typer.Option(help="Images of each.", min=1, max=4096)] = 64,
     evaluations: Annotated[str, typer.Option(help="Most network evaluations of an image, with commas.")] = "5,10,18,35",
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
 ) -> None:
@@ -144,8 +147,8 @@ def import_official(
         _give_up(str(error))
     output = output or Path(f"{card.name}.safetensors")
     act = "replaced" if output.is_file() else "wrote"
-    if output.exists() and not output.is_file():
-        _give_up(f"{output}: is there, and no file that could be replaced")
+    if output.exists() and output.samefile(file):
+        _give_up(f"{output}: is the file that is imported; choose another --out")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(output, card, tensors)

@@ -107,7 +107,7 @@ def load_images(
     decoded = cache / f"images-{source.fingerprint()}.npy"
     if not decoded.exists():
         _decode(source, decoded, report)
-    images: UInt8Array = np.load(decoded, mmap_mode="r", allow_pickle=False)
+    images: UInt8Array = np.lib.format.open_memmap(decoded, "r")
     return Dataset(name or _as_name(path), classes, images, labels, terms)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 Discretization = Literal["edm", "vp", "ve", "iddpm"]
@@ -12,6 +13,9 @@ Scaling = Literal["none", "vp"]
 
 VP_EPSILON = 1e-3
 """The time at which sampling with VP's discretization ends; at 1 it begins."""
+
+LEAST_STEP = 1e-9
+"""By how much of itself a noise level must be above the next one: solvers divide by such differences."""
 
 IDDPM_M, IDDPM_C_1, IDDPM_C_2 = 1000, 0.001, 0.008
 
@@ -49,8 +53,20 @@ def discretized(kind: Discretization, steps: int, sigma_min: float, sigma_max: f
     """The noise levels of a method, falling, then 0 (EDM, table 1, "time steps"): n + 1 numbers.
 
     `rho` shapes those of EDM alone. Raises ValueError as `noise_levels` does, and LevelsError when iDDPM's table has
-    fewer in the range.
+    fewer in the range, or the formula gives levels that do not fall, or leave it.
     """
+    try:
+        levels = _discretized(kind, steps, sigma_min, sigma_max, rho)
+    except OverflowError:
+        levels = [math.inf]
+    falls = all(high > low * (1 + LEAST_STEP) for high, low in pairwise(levels))
+    if not falls or levels[0] > sigma_max * (1 + 1e-9):
+        raise LevelsError(f"{kind} has no {steps} falling noise levels from {sigma_max:g} to {sigma_min:g}")
+    return levels
+
+
+def _discretized(kind: Discretization, steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
+    """The levels by the formula of the method."""
     if kind == "edm":
         return noise_levels(steps, sigma_min, sigma_max, rho)
     check(steps, sigma_min, sigma_max)

@@ -367,10 +367,13 @@ def read_classes(path: Path) -> tuple[str, ...]:
     Raises CheckpointError naming the file when it holds something else.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a file")
         if path.stat().st_size > MAX_CLASSES_BYTES:
             raise ValueError(f"more than {MAX_CLASSES_BYTES} bytes")
         text = path.read_text(encoding="utf-8").strip()
         names = json.loads(text) if text.startswith(("[", "{")) else text.splitlines()
+        json.dumps(names, ensure_ascii=False).encode()  # half a character, as JSON may hold, could not be sent
         return TypeAdapter(tuple[str, ...]).validate_python(names)
     except ValidationError as error:
         raise CheckpointError(f"{path}: not a list of names: {field_errors(error)}") from error

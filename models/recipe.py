@@ -23,7 +23,7 @@ class Recipe(BaseModel):
     dataset: str
     """`digits`, or the name that models trained on other data get."""
     images: int = Field(ge=1)
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, le=1_000_000)
     micro_batch: int | None = Field(None, ge=1)
     """Images at once on a device; the whole batch if left out."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -73,6 +73,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.default_steps > self.max_steps:
+            raise ValueError(f"default_steps: must be at most max_steps, {self.max_steps}")
         if self.batch % (self.micro_batch or self.batch):
             raise ValueError(f"micro_batch: must divide batch, {self.batch}")
         if self.stable_target and self.augment:

@@ -1,6 +1,7 @@
 """What a request may choose of how images are sampled, and what that costs: readable without torch."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -62,6 +63,7 @@ class SamplingOptions(BaseModel):
     )
     guide: str | None = Field(
         None,
+        min_length=1,
         max_length=128,
         description="Name of the model that guides (autoguidance); left out, the model without a class "
         "(classifier-free guidance).",
@@ -141,10 +143,16 @@ class Sampling(SamplingOptions):
     def _churn_faults(self, ends: Range) -> Iterator[tuple[str, str]]:
         """Why no step would be disturbed."""
         S_max = self.S_max or ends.sigma_max
+        if self.S_churn == 0:
+            yield "S_churn", "must be above 0, or no noise would be renewed; heun is the solver without"
         if self.S_min > min(S_max, ends.sigma_max):
             yield "S_min", f"must be at most {min(S_max, ends.sigma_max):g}, or no noise would be renewed"
         elif S_max < ends.sigma_min:
             yield "S_max", f"must be at least {ends.sigma_min:g}, or no noise would be renewed"
+        else:
+            with suppress(ValueError, LevelsError):
+                if not any(self.S_min <= level <= S_max for level in self.levels(ends)[:-1]):
+                    yield "S_max", f"leaves no step to begin from {self.S_min:g} on, so no noise would be renewed"
 
     def idle(self) -> Iterator[tuple[str, str]]:
         """Every (field, use) that is without effect on this path, and what it would be for."""

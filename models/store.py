@@ -50,7 +50,8 @@ class ModelStore:
         self.problems = []
         seen = {path: self._look(path) for path in checkpoint_files(self.folder)}
         entries: dict[str, Entry] = {}
-        for path, (_, entry) in seen.items():
+        served = {entry.path for entry in self.entries.values()}
+        for path, (_, entry) in sorted(seen.items(), key=lambda each: each[0] not in served):
             if entry is None or not any(fnmatchcase(entry.card.name, pattern) for pattern in self.patterns):
                 continue
             other = entries.setdefault(entry.card.name, entry)
@@ -70,7 +71,7 @@ class ModelStore:
     def _look(self, path: Path) -> tuple[Signature, Entry | None]:
         """A file's signature, and what it holds if that can be offered."""
         try:
-            signature = signature_of(path)
+            signature = signature_of(path, (0, 0, 0))
             if path in self._seen and self._seen[path][0] == signature:
                 return self._seen[path]
             card = read_card(path)

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.card import EDM, Card
+from models.card import EDM, Card, field_errors, format_D, parse_D
 from models.data import Dataset
 from models.objective import Draws, Examples, stable_target, weighted_error
 from models.precond import Denoiser
@@ -24,7 +27,7 @@ from models.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-STATE_VERSION = 1
+STATE_KEY = "pfgmpp-run"
 
 
 class TrainError(ValueError):
@@ -92,6 +95,8 @@ class Run:
     images_seen: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
     """Of all its processes' lives together."""
+    recent: list[Tensor] = field(default_factory=list, init=False)
+    """Loss and gradient norm [2] of every step since the last report."""
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -104,6 +109,10 @@ class Run:
         if recipe.stable_target and self._micro != recipe.batch:
             raise TrainError("stable_target needs the batch on one device at once: no micro_batch, one process")
         torch.manual_seed(recipe.seed)
+        try:
+            self.card(Progress(0, 0.0, 0.0, 0.0))
+        except ValidationError as error:
+            raise TrainError(f"the recipe does not suit its data: {field_errors(error)}") from error
         channels, resolution, _ = self.data.shape
         network = Denoiser(recipe.architecture, resolution, channels, len(self.data.classes))
         network.model.init_weights()
@@ -127,8 +136,8 @@ class Run:
     def is_done(self) -> bool:
         return self.steps_left == 0
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """One batch and one update; the loss per element before the update, and the norm of its gradient."""
+    def step(self) -> None:
+        """One batch and one update; adds to `recent` the loss per element before it, and the norm of its gradient."""
         recipe, number = self.recipe, self.images_seen // self.recipe.batch
         torch.manual_seed(hash((recipe.seed, number, self.place.rank)) & (2**63 - 1))  # of dropout
         self.network.train()
@@ -147,7 +156,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         average(self.ema, self.network, self.images_seen, recipe)
-        return loss, norm
+        self.recent.append(torch.stack([loss, norm]))
 
     @property
     def learning_rate(self) -> float:
@@ -215,45 +224,63 @@ class Run:
         )
 
     def save(self, path: Path) -> None:
-        """Write all that it takes to go on; it appears under its name only when it is complete."""
-        temporary = path.with_suffix(".partial")
-        state = {
-            "version": STATE_VERSION,
-            "recipe": self.recipe.model_dump(mode="json"),
-            "D": self.D,
-            "images_seen": self.images_seen,
-            "seconds": self.seconds,
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+        """Write all that it takes to go on, as safetensors; it appears under its name only when it is complete."""
+        moments = {f"{k}.{name}": value for k, each in self._moments().items() for name, value in each.items()}
+        tensors = {
+            **{f"network.{name}": value for name, value in self.network.state_dict().items()},
+            **{f"ema.{name}": value for name, value in self.ema.state_dict().items()},
+            **{f"optimizer.{name}": value for name, value in moments.items()},
+            "recent": torch.stack(self.recent) if self.recent else torch.zeros(0, 2),
         }
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
+        about = {"recipe": self.recipe.model_dump(mode="json"), "D": format_D(self.D)}
+        about |= {"images_seen": self.images_seen, "seconds": self.seconds}
+        temporary = path.with_suffix(".partial")
+        stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(stored, temporary, metadata={STATE_KEY: json.dumps(about)})
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
         """Go on where a state was saved. Raises TrainError when it is none, or of another run."""
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            recipe, D = state["recipe"], state["D"]
-        except Exception as error:
+            with safe_open(path, "pt", device=str(self.device)) as file:
+                about = json.loads(file.metadata()[STATE_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            recipe, D = about["recipe"], parse_D(about["D"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise TrainError(f"{path}: not a state of a training run ({type(error).__name__})") from error
         own = self.recipe.model_dump(mode="json")
-        changed = sorted(
-            name for name in own if own[name] != recipe.get(name) and name not in {"images", "micro_batch"}
-        )
+        changed = [name for name in own if own[name] != recipe.get(name) and name not in {"images", "micro_batch"}]
         if changed or D != self.D:
-            raise TrainError(f"{path}: is of another run: {', '.join(changed or ['D'])} was different")
-        self.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.images_seen, self.seconds = state["images_seen"], state["seconds"]
+            raise TrainError(f"{path}: is of another run: {', '.join(sorted(changed) or ['D'])} was different")
+        self.network.load_state_dict(_under("network", tensors))
+        self.ema.load_state_dict(_under("ema", tensors))
+        state = self.optimizer.state_dict()
+        state["state"] = dict[int, dict[str, Tensor]]()
+        for name, tensor in _under("optimizer", tensors).items():
+            k, _, what = name.partition(".")
+            state["state"].setdefault(int(k), {})[what] = _channels_last(tensor)
+        self.optimizer.load_state_dict(state)
+        self.images_seen, self.seconds = about["images_seen"], about["seconds"]
+        self.recent = list(tensors["recent"])
+
+    def _moments(self) -> dict[int, dict[str, Tensor]]:
+        """What the optimizer keeps of every weight."""
+        return self.optimizer.state_dict()["state"]  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Draw nothing more."""
         self._drawing.shutdown(wait=True, cancel_futures=True)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix and a dot, without them."""
+    return {name.removeprefix(f"{prefix}."): each for name, each in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _device_name(device: torch.device) -> str:
@@ -268,7 +295,7 @@ class Folder:
 
     @property
     def state(self) -> Path:
-        return self.path / "state.pt"
+        return self.path / "state.safetensors"
 
     @property
     def log(self) -> Path:
@@ -316,19 +343,23 @@ def train(
     progress = Progress(run.images_seen, math.nan, 0.0, math.nan)
     try:
         while not run.is_done:
-            recent = [run.step() for _ in range(min(report_every, run.steps_left))]
-            loss, norm = (float(torch.stack(each).mean()) for each in zip(*recent, strict=True))
+            run.step()
+            is_due = run.images_seen // run.recipe.batch % report_every == 0 or run.is_done
+            if not is_due and not (run.place.world == 1 and is_to_stop()):
+                continue
+            loss, norm = torch.stack(run.recent).mean(0).tolist()
             loss, stops = _mean_of_all(run, loss, float(is_to_stop()))
             progress = Progress(run.images_seen, loss, run.learning_rate, norm)
             run.seconds = before + time.monotonic() - began
-            if not math.isfinite(progress.loss):
+            if not math.isfinite(loss):
                 kept = f"; the last good state is {folder.state}" if folder and folder.state.exists() else ""
-                raise FloatingPointError(
-                    f"the loss is {progress.loss} after {run.images_seen:,} images at D = {run.D}{kept}"
-                )
-            report(progress)
+                raise FloatingPointError(f"the loss is {loss} after {run.images_seen:,} images at D = {run.D}{kept}")
+            if is_due:
+                run.recent.clear()
+                report(progress)
             if run.place.rank == 0 and folder:
-                folder.note(progress, run.seconds)
+                if is_due:
+                    folder.note(progress, run.seconds)
                 if time.monotonic() - saved > save_seconds or run.is_done or stops:
                     run.save(folder.state)
                     on_save(run)

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     recipe: str
     D: str
     data: Path | None
+    name: str | None
     terms: str
     output: Path | None
     folder: Path | None
@@ -60,8 +62,11 @@ def carry_out(plan: Plan) -> str:
         recipe = recipe.model_copy(update={"images": plan.images})
     with _processes(plan.device) as (place, device), _stopping() as is_to_stop:
         data = _data(plan, recipe, place)
-        run = Run(recipe, D, data, device, place, plan.compiles)
+        data = replace(data, name=plan.name or data.name)
         name = f"{data.name}-d{format_D(D)}"
+        output = plan.output or Path(f"{name}.safetensors")
+        _check_output(output)
+        run = Run(recipe, D, data, device, place, plan.compiles)
         folder = Folder(plan.folder or Path("runs") / name)
         _begin(run, folder, plan.resume)
         with _bar(run) as report:
@@ -77,10 +82,15 @@ def carry_out(plan: Plan) -> str:
             return ""
         if not run.is_done:
             return f"stopped after {run.images_seen:,} images; --resume goes on from {folder.state}"
-        output = plan.output or Path(f"{name}.safetensors")
-        output.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(output, run.card(progress), run.tensors())
         return f"wrote {output}"
+
+
+def _check_output(output: Path) -> None:
+    """Raise OSError or TrainError now, not when all is trained, where a checkpoint could not be written."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.exists() and not output.is_file():
+        raise TrainError(f"{output}: is there, and no file that could be replaced")
 
 
 @contextmanager
@@ -91,6 +101,8 @@ def _processes(device: str) -> Iterator[tuple[Place, torch.device]]:
         chosen = torch.device(device)
         if world > 1 and chosen.type == "cuda" and chosen.index is None:
             chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if chosen.type not in {"cpu", "cuda"}:
+            raise RuntimeError("must be cpu, cuda or cuda:N")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise TrainError(f"--device {device}: {str(error).splitlines()[0]}") from error

@@ -161,13 +161,10 @@ def sample(
         "columns": columns,
         "trajectory": True if trajectory else None,
     }
-    request = {"dataset": dataset, "D": _number(D), "scale": scale} | _labels(label) | _fields(chosen or [])
+    request = {"dataset": dataset, "D": _number(D), "scale": scale} | _labels(label)
     request |= {name: value for name, value in optional.items() if value is not None}
-    if trajectory and trajectory.suffix not in {".gif", ".png"}:
-        give_up(f"--trajectory {trajectory}: must end with .gif or .png", EXIT_MISCONFIGURED)
-    for path in filter(None, (output, trajectory)):
-        if not path.parent.is_dir():
-            give_up(f"{path}: there is no directory {path.parent}", EXIT_FAILED)
+    _set_fields(request, chosen or [])
+    _check_files(output, trajectory)
     bar = Progress(
         TextColumn("{task.description:<9}"),
         BarColumn(),
@@ -205,6 +202,7 @@ def models(
     """List what a running service can sample."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from service.client import Client, ClientError
 
@@ -220,7 +218,7 @@ def models(
         steps, parameters = f"{model.default_steps} (2 to {model.max_steps})", f"{model.parameters:,}"
         loaded = ", ".join(model.loaded_on) or "-"
         row = (model.dataset, str(model.D), pixels, str(len(model.classes)), steps, parameters, loaded, model.license)
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
 
 
@@ -269,18 +267,31 @@ def _labels(text: str | None) -> dict[str, Any]:
     return {"label": labels[0]} if len(labels) == 1 else {"labels": labels}
 
 
-def _fields(settings: list[str]) -> dict[str, Any]:
-    """Fields of a request from `name=value`, each value in JSON or as it is; what is neither ends the program."""
-    fields = dict[str, Any]()
+def _set_fields(request: dict[str, Any], settings: list[str]) -> None:
+    """Add fields to a request from `name=value`, each value in JSON or as it is; what is wrong ends the program."""
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             give_up(f"--set {setting}: must be NAME=VALUE", EXIT_MISCONFIGURED)
+        if name in request.keys() - {"scale"}:
+            give_up(f"--set {name}: is given twice, or has an option of its own", EXIT_MISCONFIGURED)
         try:
-            fields[name] = json.loads(value)
-        except ValueError:
-            fields[name] = value
-    return fields
+            request[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            request[name] = value
+
+
+def _check_files(output: Path, trajectory: Path | None) -> None:
+    """End the program when pictures could not be written where they are to be."""
+    if trajectory and trajectory.suffix not in {".gif", ".png"}:
+        give_up(f"--trajectory {trajectory}: must end with .gif or .png", EXIT_MISCONFIGURED)
+    if trajectory and trajectory.resolve() == output.resolve():
+        give_up(f"--trajectory {trajectory}: is also the file of the grid; name another", EXIT_MISCONFIGURED)
+    for path in filter(None, (output, trajectory)):
+        if not path.parent.is_dir():
+            give_up(f"{path}: there is no directory {path.parent}", EXIT_FAILED)
+        if path.is_dir():
+            give_up(f"{path}: is a directory", EXIT_FAILED)
 
 
 def _span(seeds: list[int]) -> str:

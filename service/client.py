@@ -1,5 +1,6 @@
 """A client of the service, as `pfgmpp sample` uses it."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,12 @@ class Client:
 
     def submit(self, request: dict[str, Any]) -> JobView:
         """The job that a sample request makes. Raises ClientError."""
-        return JobView.model_validate(self._send("POST", "/v1/samples", json=request).json())
+        try:
+            body = json.dumps(request, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise ClientError(f"the request cannot be sent as JSON ({error})") from error
+        headers = {"Content-Type": "application/json"}
+        return JobView.model_validate(self._send("POST", "/v1/samples", content=body, headers=headers).json())
 
     def follow(self, job_id: str) -> Iterator[JobView]:
         """The job again and again until it has ended, a few times a second. Raises ClientError."""

@@ -38,7 +38,7 @@ CATALOGUE_SECONDS = 1.0
 NO_WORKER_RETRY_SECONDS = 5.0
 """About as long as a worker takes to start."""
 
-DIMENSION = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?")
+DIMENSION = re.compile(r"[0-9]{1,15}(\.[0-9]{1,20})?")
 """A finite D as it stands in a path."""
 
 UNKNOWN_RATE_RETRY_SECONDS = 10.0
@@ -120,8 +120,8 @@ class Door:
         return _found(job_id, await self.events.follow(job_id, self.queue.read(job_id), patience) if is_id else None)
 
     async def lack(self, job: Job) -> str | None:
-        """What a queued job waits for beside its turn, in words: a worker that serves its model."""
-        if job.status != "queued" or job.request["model"] in (await self.catalogue()).models:
+        """What a job of which images are queued waits for beside its turn, in words: a worker that serves its model."""
+        if not job.fields.get("queued") or job.request["model"] in (await self.catalogue()).models:
             return None
         return f"a worker that serves {job.request['model']}; there is none at present"
 

@@ -1,6 +1,7 @@
 """The bridge to `models`: the only module of the service that knows them, and torch."""
 
 import ctypes
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -126,7 +127,7 @@ class Engine:
         for checkpoint in {
             generator.model.sha256 for flight, generator in self._generators.items() if flight.model == model
         }:
-            if not self._walks[checkpoint]:
+            if checkpoint in self._idle():
                 self._drop(checkpoint)
 
     @property
@@ -191,11 +192,22 @@ class Engine:
     def _make_room(self, size: int) -> None:
         """Drop what was replaced, and else what was not used for the longest time, if nothing is under way with it."""
         current = self._current
-        idle = [checkpoint for checkpoint, walks in self._walks.items() if not walks]
+        idle = self._idle()
         for checkpoint in sorted(idle, key=lambda each: each in current):
             is_full = self._memory_bytes is not None and self._held_bytes() + size > self._memory_bytes
             if is_full or checkpoint not in current:
                 self._drop(checkpoint)
+
+    def _idle(self) -> list[str]:
+        """The checkpoints with which nothing is under way, those used last at the end.
+
+        Work that was dropped is found out to be by collecting garbage, for it and its shares know each other.
+        """
+        if any(not walk.is_finished for walks in self._walks.values() for walk in walks):
+            gc.collect()
+        return [
+            checkpoint for checkpoint, walks in self._walks.items() if all(walk.is_finished for walk in list(walks))
+        ]
 
     def _held_bytes(self) -> int:
         """Memory of all networks, those that share tensors counted in full."""

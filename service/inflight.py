@@ -1,5 +1,6 @@
 """What a worker has in hand, and the thread that takes it to its end, one network call at a time."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -164,21 +165,28 @@ class Inflight:
 
     def run(self) -> None:
         """Evaluate what is in hand, turn after turn, until closed."""
-        turn = 0
-        while chosen := self._next(turn):
-            turn += 1
-            shares = list(dict.fromkeys(cohort.share for cohort in chosen))
-            try:
-                self._evaluate(chosen, shares)
-            except Exception as error:  # noqa: BLE001
-                failed = [share for share in shares if not share.is_dropped]
-                self.drop(failed)
-                self._on_failure(failed, error)
-                continue
-            self._land(chosen)
-            self._is_stirred = self._is_stirred or any(cohort.remaining <= 1 for cohort in chosen)
-            if self._is_watched and self._is_stirred:
-                self._tell()
+        for turn in itertools.count():
+            if not self._turn(turn):
+                break
+
+    def _turn(self, turn: int) -> bool:
+        """One network call, waiting for something to evaluate; False once closed."""
+        chosen = self._next(turn)
+        shares = list(dict.fromkeys(cohort.share for cohort in chosen))
+        if not chosen:
+            return False
+        try:
+            self._evaluate(chosen, shares)
+        except Exception as error:  # noqa: BLE001
+            failed = [share for share in shares if not share.is_dropped]
+            self.drop(failed)
+            self._on_failure(failed, error)
+            return True
+        self._land(chosen)
+        self._is_stirred = self._is_stirred or any(cohort.remaining <= 1 for cohort in chosen)
+        if self._is_watched and self._is_stirred:
+            self._tell()
+        return True
 
     def _tell(self) -> None:
         self._is_watched = self._is_stirred = False

@@ -26,7 +26,10 @@ class Settings(BaseSettings):
         Path(".pfgmpp"),
         description="Where the embedded Redis keeps its data, and workers what they found out about networks.",
     )
-    results_dir: Path = Field(Path(".pfgmpp/results"), description="Result store, shared by API and workers.")
+    results_dir: Path = Field(
+        default_factory=lambda known: Path(known.get("data_dir", ".pfgmpp")) / "results",
+        description="Result store, shared by API and workers; `results` in the data directory by default.",
+    )
     model_store: Path | None = Field(None, description="Directory of checkpoints; the shipped ones by default.")
     models: str = Field(
         "*", description="Which models of the store to serve: patterns, such as `digits-*`, with commas."

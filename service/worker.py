@@ -1,6 +1,7 @@
 """A worker: claims images, has them computed, writes the results. One process per device."""
 
 import asyncio
+import fnmatch
 import os
 import signal
 import socket
@@ -136,15 +137,19 @@ class Worker:
         settings = self.settings
         device = choose_device(settings.device, settings.worker_index)
         folder = settings.data_dir / "networks"
+        patterns = [pattern.strip() for pattern in settings.models.split(",")]
         engine = Engine(
             settings.model_store,
             device,
             settings.batch_images,
             folder,
             settings.compile,
-            patterns=settings.models.split(","),
+            patterns=patterns,
             memory_bytes=None if settings.model_memory_mb is None else settings.model_memory_mb << 20,
         )
+        for pattern in patterns:
+            if not fnmatch.filter(engine.models, pattern):
+                log.warning("no model is like this pattern", setting="PFGMPP_MODELS", pattern=pattern)
         engine.prepare(settings.precision)
         return engine
 

@@ -515,6 +515,7 @@ async def test_the_openapi_document_describes_the_contract(client: httpx.AsyncCl
         ({"guidance": 2, "guide": "nothing"}, "guide"),
         ({"guidance": 2, "guide": 7}, "guide"),
         ({"guide": "nothing"}, "guide"),
+        ({"guidance": 2, "guide": ""}, "guide"),
     ],
 )
 async def test_a_choice_of_sampling_that_cannot_be_is_named(

@@ -154,6 +154,12 @@ def test_the_client_takes_seeds_fields_and_a_film(service: Service, tmp_path: Pa
         (["--seeds", "0-99999999999"], "--seeds 0-99999999999"),
         (["--set", "solver"], "--set solver"),
         (["--set", "solver=dpm"], "solver"),
+        (["--set", "steps=5"], "--set steps: is given twice"),
+        (["--set", "rho=3", "--set", "rho=4"], "--set rho: is given twice"),
+        (["--set", "alpha=NaN"], "cannot be sent as JSON"),
+        (["--set", "alpha=" + "[" * 50_000], "alpha"),
+        (["--set", 'solver="\\ud800"'], "invalid-request"),
+        (["--trajectory", str(out)], "is also the file of the grid"),
         (["--trajectory", "film.mp4"], "--trajectory film.mp4"),
         (["--trajectory", str(tmp_path / "none" / "film.gif")], "no directory"),
     ):

@@ -494,11 +494,20 @@ async def test_a_model_is_unloaded_and_loaded_by_order_and_when_it_is_asked_for(
         await eventually(lambda: is_loaded(False))
         assert (await ended(queue, await submit())).status == "succeeded"
         await eventually(lambda: is_loaded(True))
+        assert await queue.order(Order(is_to_load=False, model="points-d128")) == 1
+        await eventually(lambda: is_loaded(False))
 
 
-async def test_a_worker_serves_the_models_that_it_is_told_to(settings: Settings, queue: Queue) -> None:
+async def test_a_worker_serves_the_models_that_it_is_told_to(
+    settings: Settings, queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with working(settings.model_copy(update={"models": "points-d2,points-dinf"})):
         assert sorted((await queue.catalogue()).models) == ["points-d2", "points-dinf"]
+    spaced = settings.model_copy(update={"models": "points-d2, points-dinf,nosuch"})
+    capsys.readouterr()
+    async with working(spaced):
+        assert sorted((await queue.catalogue()).models) == ["points-d2", "points-dinf"]
+    assert "no model is like this pattern" in capsys.readouterr().out
     with pytest.raises(Misconfigured, match=r"no checkpoint of .* whose model is like digits-\*"):
         await Worker(settings.model_copy(update={"models": "digits-*"})).run()
 

@@ -171,6 +171,29 @@ def test_a_field_that_is_missing_is_named(tmp_path: Path, missing: str) -> None:
     assert f"bad metadata: {missing}: " in message
 
 
+def with_metadata(path: Path, **changes: object) -> Path:
+    data = json.loads(card().model_dump_json()) | changes
+    save_file({"x": torch.zeros(1)}, path, {METADATA_KEY: json.dumps(data)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"license": "\ud800"}, "metadata is not JSON"),
+        ({"training": {"notes": "x" * 2**21}}, "metadata is longer than 1,048,576 characters"),
+        ({"max_steps": 10**9}, "max_steps: "),
+        ({"sigma_min": 1e-300}, "sigma_min: "),
+        ({"sigma_max": 1e300}, "sigma_max: "),
+        ({"D": 1e-300}, "D: must be from 0.001 to 1e\\+12, or inf"),
+        ({"D": 1.7e308}, "D: must be from"),
+    ],
+)
+def test_a_card_that_could_not_be_served_is_refused(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        read_card(with_metadata(tmp_path / "a.safetensors", **changes))
+
+
 def test_reading_a_card_does_not_import_torch() -> None:
     program = (
         "import sys; from models.card import SHIPPED, read_card;"

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bench.running import until
+from bench.stores import exact_checkpoint
 from models import commands
 from models.card import SHIPPED, read_card
 from models.checkpoint import load, save
@@ -51,7 +52,7 @@ def test_train_writes_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert plain(f"wrote {output}") in plain(done.output)
     assert read_card(output).name == "digits-dinf"
-    assert {each.name for each in run.iterdir()} == {"log.jsonl", "state.pt", "samples-0000000064.png"}
+    assert {each.name for each in run.iterdir()} == {"log.jsonl", "state.safetensors", "samples-0000000064.png"}
     with Image.open(run / "samples-0000000064.png") as grid:
         assert grid.size == (96, 96)
     again = CliRunner().invoke(app, asked)
@@ -59,6 +60,11 @@ def test_train_writes_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
     longer = CliRunner().invoke(app, [*asked, "--resume", "--images", "128"])
     assert longer.exit_code == 0, longer.output
     assert read_card(output).training["images"] == 128
+    nowhere = CliRunner().invoke(app, [*asked, "-o", str(tmp_path), "--resume"])
+    assert (nowhere.exit_code, "no file that could be replaced" in nowhere.output) == (2, True)
+    named = CliRunner().invoke(app, [*asked[:-1], str(tmp_path / "named"), "--name", "digits-early"])
+    assert named.exit_code == 0, named.output
+    assert read_card(output).name == "digits-early-dinf"
     first = CliRunner().invoke(app, [*asked[:-1], str(tmp_path / "other"), "--resume"])
     assert (first.exit_code, "there is no run to go on with" in first.output) == (2, True)
 
@@ -130,6 +136,9 @@ def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
         (["digits", "--D", "0"], "D must be"),
         (["digits", "--D", "x"], "D must be"),
         (["none.toml", "--D", "2"], "none.toml"),
+        (["digits", "--D", "2", "--device", "meta"], "--device meta: must be cpu, cuda or cuda:N"),
+        (["digits", "--D", "2", "--threads", "-1"], "--threads"),
+        (["digits", "--D", "2", "--name", "Two words"], "dataset: must be 1 to 64 of a-z"),
     ],
 )
 def test_train_says_what_is_wrong(arguments: list[str], reason: str) -> None:
@@ -177,6 +186,11 @@ def test_judge_knows_no_other_precision() -> None:
     done = CliRunner().invoke(app, ["judge", "--precision", "double"])
     assert done.exit_code == 2
     assert "double" in plain(done.output)
+
+
+def test_judge_knows_digits_alone(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["judge", str(exact_checkpoint(tmp_path, 2.0))])
+    assert (done.exit_code, plain("points-d2 is no model of the digits") in plain(done.output)) == (2, True)
 
 
 def test_judge_refuses_a_file_that_is_no_model(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import os
 import re
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +457,21 @@ def test_an_import_that_is_refused_writes_nothing(
     assert done.stderr.count("\n") == 1
     assert reason in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_itself_is_never_written_over(folder: Path, tmp_path: Path) -> None:
+    path = shutil.copy(folder / PICKLE, tmp_path / "own.pkl")
+    before = Path(path).read_bytes()
+    done = run("import", path, "--D", "128", "--out", path)
+    assert (done.exit_code, "is the file that is imported" in done.stderr) == (2, True)
+    assert Path(path).read_bytes() == before
+    os.mkfifo(tmp_path / "pipe")
+    done = run("import", path, "--D", "128", "--out", tmp_path / "pipe")
+    assert (done.exit_code, "no file that could be replaced" in done.stderr) == (2, True)
+    (tmp_path / "a.partial").write_text("mine")
+    assert run("import", path, "--D", "128", "--out", tmp_path / "a.safetensors").exit_code == 0
+    assert (tmp_path / "a.partial").read_text() == "mine"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.partial", "a.safetensors", "own.pkl", "pipe"]
 
 
 def test_a_write_that_fails_leaves_nothing(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A store that changes: what is new, what was replaced, what is gone, and what is no checkpoint."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,30 @@ def test_a_scan_finds_what_is_there_and_says_whether_it_has_changed(folder: Path
     added.unlink()
     assert store.scan()
     assert "points-d7" not in store.entries
+
+
+def test_what_is_no_file_is_refused_and_never_waited_for(folder: Path) -> None:
+    """A pipe, a directory, a link to nowhere: told once."""
+    os.mkfifo(folder / "pipe.safetensors")
+    (folder / "folder.safetensors").mkdir()
+    (folder / "link.safetensors").symlink_to(folder / "nowhere")
+    store = ModelStore(folder)
+    store.scan()
+    assert sorted(store.entries) == ["points-d128", "points-d2"]
+    assert [sum(name in problem for problem in store.problems) for name in ("pipe", "folder", "link")] == [1, 1, 1]
+    store.scan()
+    assert store.problems == []
+
+
+def test_a_newcomer_does_not_take_the_place_of_what_is_served(folder: Path) -> None:
+    store = ModelStore(folder)
+    store.scan()
+    served = store.entries["points-d2"]
+    newcomer = folder / "aaa.safetensors"
+    shutil.copy(exact_checkpoint(folder.parent / "other", 2.0, examples=6), newcomer)
+    assert not store.scan()
+    assert store.entries["points-d2"] == served
+    assert store.problems == [f"{newcomer}: another file of the store already holds points-d2: {served.path}"]
 
 
 def test_a_file_that_was_replaced_is_another_checkpoint(folder: Path) -> None:
