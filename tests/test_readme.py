@@ -16,8 +16,9 @@ def settings_table() -> str:
     lines = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         variable = "REDIS_URL" if name == "redis_url" else f"PFGMPP_{name.upper()}"
-        assert field.default is not PydanticUndefined
-        default = "" if field.default is None else f"`{field.default}`"
+        value = field.get_default(call_default_factory=True, validated_data={})
+        assert value is not PydanticUndefined
+        default = "" if value is None else f"`{value}`"
         lines.append(f"| `{variable}` | {default} | {field.description} |")
     return "\n".join(lines)
 
