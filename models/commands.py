@@ -37,6 +37,35 @@ def train(
         typer.echo(written)
 
 
+def dataset(
+    source: Annotated[
+        Path, typer.Argument(help="A folder or ZIP of images, CIFAR-10 for Python, MNIST's IDX, or LSUN's LMDB.")
+    ],
+    output: Annotated[Path, typer.Argument(help="The ZIP to write.")],
+    resolution: Annotated[str | None, typer.Option(help="Pixels, such as 64, or WIDTHxHEIGHT.")] = None,
+    crop: Annotated[
+        Literal["none", "center", "center-wide"],
+        typer.Option(help="Around the middle: a square, or WIDTHxHEIGHT with black above and below."),
+    ] = "none",
+    most: Annotated[int | None, typer.Option("--max-images", help="Of the first ones.", min=1)] = None,
+) -> None:
+    """Pack images of any size into a ZIP to train on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from models.pack import pack, parse_size
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        size = parse_size(resolution)
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("pack")
+            count = pack(source, output, size, crop, most, lambda k, n: bar.update(task, completed=k, total=n))
+    except (ValueError, OSError) as error:
+        _give_up(str(error))
+    typer.echo(f"wrote {output}: {count:,} images")
+
+
 def judge(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints of digits; the shipped ones if left out.")

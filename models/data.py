@@ -100,10 +100,10 @@ def load_images(
 
     Raises DataError naming the file that is missing, no image, of another size than the first, or without a label.
     """
-    source = _Folder(path) if path.is_dir() else _Archive(path)
+    source = source_of(path)
     if not source.names:
         raise DataError(f"{path}: holds no PNG or JPEG files")
-    classes, labels = _classes(source)
+    classes, labels = source.classes()
     decoded = cache / f"images-{source.fingerprint()}.npy"
     if not decoded.exists():
         _decode(source, decoded, report)
@@ -111,30 +111,70 @@ def load_images(
     return Dataset(name or _as_name(path), classes, images, labels, terms)
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """Image files anywhere below a directory."""
+class Files:
+    """Image files of a source, in the order of their names."""
 
     path: Path
-
-    @property
-    def names(self) -> list[str]:
-        files = (each for each in self.path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
-        return sorted(each.relative_to(self.path).as_posix() for each in files)
+    names: list[str]
 
     def read(self, name: str) -> bytes | None:
-        """The contents of a file; None when it is not there."""
+        """The contents of a file; None when it is not there. Raises DataError when it is damaged."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Changes with any of the files."""
+        raise NotImplementedError
+
+    def classes(self) -> tuple[tuple[str, ...], IntArray]:
+        """The names of the classes and every image's; none without labels."""
+        none: IntArray = np.zeros(len(self.names), dtype=np.int64)
+        text = self.read(LABELS)
+        if text is None:
+            return (), none
+        where = f"{self.path}: {LABELS}"
+        try:
+            noted: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON ({error})") from error
+        pairs = noted.get("labels") if isinstance(noted, dict) else None
+        if pairs is None:
+            return (), none
+        if not isinstance(pairs, list) or not all(_is_label(each) for each in pairs):
+            raise DataError(f'{where}: "labels" must be a list of [file, class index], or null')
+        of_file = {name.replace("\\", "/"): label for name, label in pairs}
+        unlabelled = next((name for name in self.names if name not in of_file), None)
+        if unlabelled:
+            raise DataError(f"{where}: has no label for {unlabelled}")
+        labels: IntArray = np.array([of_file[name] for name in self.names], dtype=np.int64)
+        names = noted.get("classes") or [str(k) for k in range(int(labels.max()) + 1)]
+        if (
+            not isinstance(names, list)
+            or not all(isinstance(each, str) for each in names)
+            or labels.max() >= len(names)
+        ):
+            raise DataError(f'{where}: "classes" must be a list of a name for every class, {labels.max() + 1} or more')
+        return tuple(names), labels
+
+
+class _Folder(Files):
+    """Image files anywhere below a directory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        files = (each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+        self.names = sorted(each.relative_to(path).as_posix() for each in files)
+
+    def read(self, name: str) -> bytes | None:
         with suppress(FileNotFoundError):
             return (self.path / name).read_bytes()
         return None
 
     def fingerprint(self) -> str:
-        """Changes with any of the files."""
         about = ((name, (self.path / name).stat()) for name in self.names)
         return _fingerprint([str(self.path.resolve()), *(f"{n} {s.st_size} {s.st_mtime_ns}" for n, s in about)])
 
 
-class _Archive:
+class _Archive(Files):
     """Image files in a ZIP."""
 
     def __init__(self, path: Path):
@@ -148,7 +188,6 @@ class _Archive:
         self.names = sorted(name for name in self._zip.namelist() if Path(name).suffix.lower() in SUFFIXES)
 
     def read(self, name: str) -> bytes | None:
-        """The contents of a file; None when it is not there. Raises DataError when it is damaged."""
         try:
             return self._zip.read(name)
         except KeyError:
@@ -157,40 +196,17 @@ class _Archive:
             raise DataError(f"{self.path}: {name}: cannot be read ({error})") from error
 
     def fingerprint(self) -> str:
-        """Changes with the file."""
         status = self.path.stat()
         return _fingerprint([str(self.path.resolve()), f"{status.st_size} {status.st_mtime_ns}"])
 
 
+def source_of(path: Path) -> Files:
+    """The image files of a folder or ZIP. Raises DataError when it is neither."""
+    return _Folder(path) if path.is_dir() else _Archive(path)
+
+
 def _fingerprint(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def _classes(source: _Folder | _Archive) -> tuple[tuple[str, ...], IntArray]:
-    """The names of the classes and every image's; none without labels."""
-    none: IntArray = np.zeros(len(source.names), dtype=np.int64)
-    text = source.read(LABELS)
-    if text is None:
-        return (), none
-    where = f"{source.path}: {LABELS}"
-    try:
-        noted: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from error
-    pairs = noted.get("labels") if isinstance(noted, dict) else None
-    if pairs is None:
-        return (), none
-    if not isinstance(pairs, list) or not all(_is_label(each) for each in pairs):
-        raise DataError(f'{where}: "labels" must be a list of [file, class index], or null')
-    of_file = {name.replace("\\", "/"): label for name, label in pairs}
-    unlabelled = next((name for name in source.names if name not in of_file), None)
-    if unlabelled:
-        raise DataError(f"{where}: has no label for {unlabelled}")
-    labels: IntArray = np.array([of_file[name] for name in source.names], dtype=np.int64)
-    names = noted.get("classes") or [str(k) for k in range(int(labels.max()) + 1)]
-    if not isinstance(names, list) or not all(isinstance(each, str) for each in names) or labels.max() >= len(names):
-        raise DataError(f'{where}: "classes" must be a list of a name for every class, {labels.max() + 1} or more')
-    return tuple(names), labels
 
 
 def _is_label(pair: object) -> bool:
@@ -200,7 +216,7 @@ def _is_label(pair: object) -> bool:
     return False
 
 
-def _decode(source: _Folder | _Archive, to: Path, report: Callable[[int, int], object]) -> None:
+def _decode(source: Files, to: Path, report: Callable[[int, int], object]) -> None:
     """Write all images as one array; it appears under its name only when it is complete."""
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_suffix(f".{os.getpid()}.partial")
@@ -228,7 +244,7 @@ def _decode(source: _Folder | _Archive, to: Path, report: Callable[[int, int], o
         temporary.unlink(missing_ok=True)
 
 
-def _decoded(source: _Folder | _Archive) -> Iterator[UInt8Array]:
+def _decoded(source: Files) -> Iterator[UInt8Array]:
     """Image after image, [H, W, C]."""
     for name in source.names:
         image = opened(f"{source.path}: {name}", source.read(name) or b"")

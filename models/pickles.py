@@ -334,7 +334,7 @@ def _encoded(machine: "_Machine", arguments: Arguments) -> object:
 
 def _numpy_dtype(machine: "_Machine", arguments: Arguments) -> object:
     match arguments:
-        case (str(code), bool(), bool()) if code in SCALARS:
+        case (str(code), 0 | 1, 0 | 1) if code in SCALARS:
             return Record("numpy.dtype", {"code": code})
     raise _unsuited(arguments)
 
@@ -344,6 +344,24 @@ def _numpy_scalar(machine: "_Machine", arguments: Arguments) -> object:
         case (Record("numpy.dtype", {"code": code}), memoryview() as data) if len(data) == int(code[1]):
             return struct.unpack(SCALARS[code], data)[0]
     raise _unsuited(arguments)
+
+
+def _empty_ndarray(machine: "_Machine", arguments: Arguments) -> object:
+    match arguments:
+        case (Name("numpy.ndarray"), (0,), "b" | memoryview()):
+            return Record("numpy.ndarray", {})
+    raise _unsuited(arguments)
+
+
+def _ndarray(state: object) -> Array:
+    """What the state of a NumPy array describes: numbers in rows, in the order of C."""
+    match state:
+        case (1, tuple(shape), Record("numpy.dtype", {"code": str(code)}), False, memoryview() as data):
+            dtype = np.dtype(code)
+            if len(data) % dtype.itemsize == 0 and all(type(each) is int for each in shape):
+                strides = tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
+                return _array(Storage(dtype, len(data) // dtype.itemsize, data), 0, shape, strides)
+    raise _Refused("an array is not of numbers in the order of C")
 
 
 def _parameter(machine: "_Machine", arguments: Arguments) -> object:
@@ -405,6 +423,8 @@ FUNCTIONS: dict[str, Callable[["_Machine", Arguments], object]] = {
     "__builtin__.set": _set,
     "_codecs.encode": _encoded,
     "numpy.dtype": _numpy_dtype,
+    "numpy.core.multiarray._reconstruct": _empty_ndarray,
+    "numpy._core.multiarray._reconstruct": _empty_ndarray,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
     "torch._utils._rebuild_parameter": _parameter,
@@ -436,10 +456,10 @@ STORAGES: dict[str, np.dtype[Any]] = {
     "torch.BoolStorage": np.dtype("?"),
 }
 
-SCALARS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "?"}
+SCALARS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "u1": "B", "b1": "?"}
 """The kinds of NumPy's scalars, and how their bytes are read."""
 
-NAMES = {*FUNCTIONS, *CLASSES, *DICTIONARIES, *STORAGES}
+NAMES = {*FUNCTIONS, *CLASSES, *DICTIONARIES, *STORAGES, "numpy.ndarray"}
 
 
 # ---- the instructions ----
@@ -577,6 +597,14 @@ class _Machine:
     def do_binunicode(self) -> None:
         self.stack.append(self.text(self.number("<I")))
 
+    def do_short_binstring(self) -> None:
+        self.stack.append(self.text(self.number("<B")))
+
+    def do_binstring(self) -> None:
+        if (count := self.number("<i")) < 0:
+            raise _Refused("a text has a negative length")
+        self.stack.append(self.take(count))
+
     def do_short_binbytes(self) -> None:
         self.stack.append(self.take(self.number("<B")))
 
@@ -685,6 +713,8 @@ class _Machine:
         record = self.top(Record)
         if record.kind in CLASSES and type(state) is dict and not record.state:
             record.state = state
+        elif record.kind == "numpy.ndarray" and not record.state:
+            record.state = {"array": _ndarray(state)}
         elif record.kind != "numpy.dtype" or not _is_little_endian(state):
             raise _Refused(f"sets a state that an object of {record.kind!r:.100} does not take, or has already")
 
