@@ -1,7 +1,7 @@
 """The commands of the model side: train, judge, import, inspect. What they need is imported when one runs."""
 
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -113,6 +113,120 @@ def judge(
             f"| {model.card.dataset}, D = {format_D(model.card.D)} | {verdict.images:,} | {verdict.recognised:.1%} "
             f"| {verdict.nearest:.3f} | {verdict.copies:.1%} |"
         )
+
+
+Data = Annotated[
+    Path | None, typer.Option("--data", help="A ZIP or folder of the images that they were trained on; the digits.")
+]
+Fit = Annotated[int, typer.Option("--classifier-images", help="That the classifier sees in training.", min=128)]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)]
+
+
+def evaluate(
+    files: Annotated[list[Path], typer.Argument(help="Checkpoints.")],
+    data: Data = None,
+    count: Annotated[int, typer.Option(help="Images of each; the data set must have twice as many.", min=20)] = 600,
+    chosen: Annotated[
+        list[str] | None, typer.Option("-s", "--set", help="How to sample, such as solver=ipndm; repeatable.")
+    ] = None,
+    neighbours: Annotated[
+        Path | None, typer.Option(help="A PNG of images, and under each the training image nearest to it.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
+    fit: Fit = 120_000,
+    threads: Threads = None,
+) -> None:
+    """Compare images of models with their data set, by the features of a classifier that is trained on it first."""
+    from models.report import HEAD, results, write_json, write_neighbours
+
+    try:
+        evaluator, models = _evaluator(files, data, count, fit, threads)
+        images = list[Any]()
+        typer.echo(HEAD)
+        found = []
+        for each in results(evaluator, models, [_choice(chosen or [])], count, images.append):
+            typer.echo(each.row)
+            found.append(each)
+        if output:
+            write_json(output, evaluator, found)
+        if neighbours:
+            write_neighbours(neighbours, images[0][:16], evaluator.neighbours(images[0][:16])[0])
+    except (ValueError, OSError, ArithmeticError) as error:
+        _give_up(str(error))
+
+
+def study(
+    field: Annotated[
+        str, typer.Argument(help="What to vary: D, or a field of sampling such as alpha, bits, steps, guidance.")
+    ],
+    files: Annotated[list[Path], typer.Argument(help="Checkpoints.")],
+    values: Annotated[str | None, typer.Option(help="Of the field, with commas, such as 0,0.1,0.2.")] = None,
+    data: Data = None,
+    count: Annotated[int, typer.Option(help="Images of each; the data set must have twice as many.", min=20)] = 600,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The plot; a CSV file is written beside it.")] = Path(
+        "study.png"
+    ),
+    fit: Fit = 120_000,
+    threads: Threads = None,
+) -> None:
+    """Draw how good models are against D, or against how they are sampled: the reason to choose D."""
+    from models.report import HEAD, draw_study, results, write_csv
+
+    try:
+        if (values is None) != (field == "D"):
+            raise ValueError("--values: needed for every field but D, which is that of the files")
+        if output.suffix != ".png" or not output.parent.is_dir():
+            raise ValueError(f"--output {output}: must be a .png in a directory that exists")
+        choices = [_choice([f"{field}={value}"]) for value in values.split(",")] if values else [{}]
+        evaluator, models = _evaluator(files, data, count, fit, threads)
+        typer.echo(HEAD)
+        found = []
+        for each in results(evaluator, models, choices, count):
+            typer.echo(each.row)
+            found.append(each)
+        write_csv(output.with_suffix(".csv"), field, found)
+        draw_study(output, field, found, evaluator.floor)
+    except (ValueError, OSError, ArithmeticError) as error:
+        _give_up(str(error))
+    typer.echo(f"wrote {output} and {output.with_suffix('.csv')}", err=True)
+
+
+def _evaluator(files: list[Path], data: Path | None, count: int, fit: int, threads: int | None) -> Any:
+    """The evaluator of a data set, and the models, which must be of such images; says what it measures with."""
+    import torch
+
+    from models.evaluate import Evaluator
+    from models.report import data_of, models_of
+
+    if threads:
+        torch.set_num_threads(threads)
+    images = data_of(data)
+    models = models_of(files, images)
+    evaluator = Evaluator(images, count, fit)
+    typer.echo(
+        f"Features: of a classifier of {evaluator.classifier.task} of {images.name}, trained here, right on "
+        f"{evaluator.classifier.accuracy:.1%} of held-out images (so this is no FID).\n"
+        f"Fréchet distance between {count:,} real images and as many others: {evaluator.floor:.3f}.\n"
+    )
+    return evaluator, models
+
+
+def _choice(settings: list[str]) -> dict[str, Any]:
+    """Fields of sampling from `name=value`. Raises ValueError naming one that is none."""
+    import json
+
+    from models.sampling import Sampling
+
+    chosen = dict[str, Any]()
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in Sampling.model_fields or name in {"trajectory", "guide"} or not value:
+            raise ValueError(f"{setting}: must be NAME=VALUE, a field of how to sample")
+        try:
+            chosen[name] = json.loads(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen
 
 
 def solvers(

@@ -86,6 +86,11 @@ def load_digits(held_out: bool = False) -> Dataset:
     )
 
 
+def cache_folder() -> Path:
+    """Where decoded images are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pfgmpp"
+
+
 def load_images(
     path: Path,
     cache: Path,

@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 from models import checkpoint
 from models.card import format_D, parse_D
 from models.checkpoint import Model
-from models.data import Dataset, load_digits, load_images
+from models.data import Dataset, cache_folder, load_digits, load_images
 from models.generate import Generator
 from models.recipe import Recipe, read_recipe
 from models.shapes import Shapes
@@ -141,7 +141,6 @@ def _data(plan: Plan, recipe: Recipe, place: Place) -> Dataset:
         if recipe.dataset != "digits":
             raise TrainError(f"recipe {plan.recipe} is for {recipe.dataset}: name its images with --data")
         return load_digits()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pfgmpp"
     if place.rank:
         dist.barrier()
     with Bar(TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
@@ -150,7 +149,7 @@ def _data(plan: Plan, recipe: Recipe, place: Place) -> Dataset:
         def report(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, visible=True)
 
-        data = load_images(plan.data, cache, recipe.dataset, plan.terms, report)
+        data = load_images(plan.data, cache_folder(), recipe.dataset, plan.terms, report)
     if place.world > 1 and not place.rank:
         dist.barrier()
     return data
