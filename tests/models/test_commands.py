@@ -86,21 +86,21 @@ def test_train_takes_images_from_a_zip(recipe: Path, tmp_path: Path, monkeypatch
 @pytest.mark.timeout(300)
 def test_a_run_that_is_killed_goes_on(recipe: Path, tmp_path: Path) -> None:
     """By SIGKILL at any moment, and by SIGTERM in good order: the model is that of a run left alone."""
-    recipe.write_text(recipe.read_text().replace("images = 64", "images = 800"))
-    command = [sys.executable, "-m", "service", "train", str(recipe), "--D", "2", "--threads", "1"]
-    alone = [*command, "--run-dir", str(tmp_path / "alone"), "-o", str(tmp_path / "alone.safetensors")]
-    subprocess.run(alone, check=True, capture_output=True)
+    recipe.write_text(recipe.read_text().replace("images = 64", "images = 640"))
+    asked = ["train", str(recipe), "--D", "2", "--threads", "1"]
     log = tmp_path / "run" / "log.jsonl"
-    asked = [*command, "--run-dir", str(log.parent), "-o", str(tmp_path / "killed.safetensors"), "--save-seconds", "0"]
-    for turn, number in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)):
-        more = ["--resume"] if turn else []
-        with subprocess.Popen([*asked, *more], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            until(partial(has_lines, log, turn + 2))
+    alone = [*asked, "--run-dir", str(tmp_path / "alone"), "-o", str(tmp_path / "alone.safetensors")]
+    killed = [*asked, "--run-dir", str(log.parent), "-o", str(tmp_path / "killed.safetensors"), "--save-seconds", "0"]
+    assert CliRunner().invoke(app, alone).exit_code == 0
+    for more, number in (([], signal.SIGKILL), (["--resume"], signal.SIGTERM)):
+        command = [sys.executable, "-m", "service", *killed, *more]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            until(partial(has_lines, log, 3 if more else 2))
             process.send_signal(number)
             said = process.communicate()[0]
         assert process.returncode == (0 if number == signal.SIGTERM else -9)
         assert ("stopped after" in said) == (number == signal.SIGTERM)
-    subprocess.run([*asked, "--resume"], check=True, capture_output=True)
+    assert CliRunner().invoke(app, [*killed, "--resume"]).exit_code == 0
     both = [load(tmp_path / f"{name}.safetensors").network.state_dict() for name in ("alone", "killed")]
     assert all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items())
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("alone", "run")]
@@ -118,11 +118,14 @@ def test_two_processes_train_as_one(recipe: Path, tmp_path: Path) -> None:
     text = recipe.read_text().replace("images = 64", "images = 320").replace("\ndropout = 0.1", "\ndropout = 0.0")
     recipe.write_text(text)
     curves = []
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        arguments = ["--D", "128", "--threads", "1", "--run-dir", str(tmp_path / name)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "service"]
+    for name in ("one", "two"):
+        arguments = ["train", str(recipe), "--D", "128", "--threads", "1", "--run-dir", str(tmp_path / name)]
         arguments += ["-o", str(tmp_path / name / "m.safetensors")]
-        subprocess.run([*launcher, "-m", "service", "train", str(recipe), *arguments], check=True, capture_output=True)
+        if name == "one":
+            assert CliRunner().invoke(app, arguments).exit_code == 0
+        else:
+            subprocess.run([*torchrun, *arguments], check=True, capture_output=True)
         log = (tmp_path / name / "log.jsonl").read_text().splitlines()
         curves.append([json.loads(line)["loss"] for line in log])
     assert len(curves[0]) == 2
