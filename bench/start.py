@@ -42,9 +42,9 @@ def measure(bench: Workbench) -> Findings:
             findings.figures.append(
                 Figure(name=f"{network.name}: peak memory, worker / bare script", value=ratio, at_most=least)
             )
-            loads = _loads(network, weights)
-            added = {how: megabytes - loads["nothing"] for how, megabytes in loads.items()}
-            if least:  # the libraries hide what a small network takes
+            loads = _loads(network, weights) if least else {}  # the libraries hide what a small network takes
+            if least:
+                added = {how: megabytes - loads["nothing"] for how, megabytes in loads.items()}
                 ratio = added["mapped"] / added["plain"]
                 what = f"{network.name}: memory that loading adds, mapped / built and torch.load"
                 findings.figures.append(Figure(name=what, value=ratio, at_most=least))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.bare import save_weights
 from bench.load import SHORTS_PER_LONG, arrivals, burst
 from bench.png import photographs
 from bench.reference import Reference
@@ -141,3 +142,14 @@ def test_a_report_survives_the_file() -> None:
         machine={"cores": 2}, parts={"png": Findings(figures=[Figure(name="a", value=1.5)], details={"x": [1]})}
     )
     assert Report.model_validate(json.loads(report.model_dump_json())) == report
+
+
+@pytest.mark.parametrize("how", ["mapped", "plain"])
+def test_what_loading_takes_is_told_in_megabytes(tmp_path: Path, how: str) -> None:
+    checkpoint = untrained_checkpoint(tmp_path, card())
+    save_weights(load(checkpoint), tmp_path / "weights.pt")
+    file = checkpoint if how == "mapped" else tmp_path / "weights.pt"
+    told = subprocess.run(
+        [sys.executable, "-m", "bench.loading", how, file], capture_output=True, text=True, check=True
+    )
+    assert 50 < float(told.stdout) < 2000
