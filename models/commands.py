@@ -87,7 +87,9 @@ def judge(
     from models.card import SHIPPED, CheckpointError, checkpoint_files, format_D
     from models.checkpoint import load
     from models.data import HELD_OUT
-    from models.judge import Judge, balanced
+    from models.generate import balanced
+    from models.judge import Judge, generator_of
+    from models.sampling import Sampling
 
     if threads:
         torch.set_num_threads(threads)
@@ -100,7 +102,7 @@ def judge(
             raise typer.BadParameter(f"{model.card.name} is no model of the digits, which alone can be judged")
         if guidance != 1 and not model.card.can_leave_out_class:
             raise typer.BadParameter(f"--guidance {guidance:g}: {model.card.name} was not trained with label_dropout")
-    judging = Judge()
+    judging, sampling = Judge(), Sampling(steps=steps, guidance=guidance)
     typer.echo(f"The classifier of real digits is right on {judging.accuracy:.1%} of {HELD_OUT} held-out ones.")
     typer.echo(f"Median distance of a held-out digit to the nearest training digit: {judging.real_nearest:.3f}.\n")
     typer.echo(
@@ -108,7 +110,7 @@ def judge(
     )
     typer.echo("|---|---|---|---|---|")
     for model in track(sorted(models, key=lambda model: model.card.D), "judging", console=Console(stderr=True)):
-        verdict = judging.judge(*balanced(model, count, steps, precision=precision, guidance=guidance))
+        verdict = judging.judge(*balanced(generator_of(model, precision), count, sampling))
         typer.echo(
             f"| {model.card.dataset}, D = {format_D(model.card.D)} | {verdict.images:,} | {verdict.recognised:.1%} "
             f"| {verdict.nearest:.3f} | {verdict.copies:.1%} |"

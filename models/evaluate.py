@@ -1,20 +1,14 @@
 """What a model is worth against its data set: `pfgmpp evaluate`."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import pairwise_distances_argmin_min
 
-from models.checkpoint import Model
 from models.data import DataError, Dataset, UInt8Array
 from models.features import IMAGES, Classifier
-from models.generate import Generator
 from models.metrics import frechet_distance, kernel_distance, manifolds
-from models.sampling import Sampling
-from models.shapes import steady_shapes
 
-BATCH = 64
 SLICE = 8192
 """Training images that are compared with at once."""
 
@@ -74,20 +68,3 @@ class Evaluator:
             closer = distances < nearest
             found[closer], nearest[closer] = start + places[closer], distances[closer]
         return self.data.images[found], nearest / 255
-
-
-def generated(
-    model: Model, count: int, sampling: Sampling, report: Callable[[int], object] = lambda done: None
-) -> tuple[UInt8Array, list[int]]:
-    """Images of seeds 0..count-1 with classes in turn, through the sampler of the service; and those classes."""
-    generator = Generator(model, steady_shapes(model, BATCH))
-    classes, batches, labels = len(model.card.classes), list[UInt8Array](), list[int]()
-    for start in range(0, count, BATCH):
-        seeds = range(start, min(start + BATCH, count))
-        walk = generator.walk(seeds, [seed % classes if classes else None for seed in seeds], sampling)
-        while not walk.is_finished:
-            generator.evaluate([walk])
-        batches.append(walk.images())
-        labels += walk.labels
-        report(seeds.stop)
-    return np.concatenate(batches), labels

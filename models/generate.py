@@ -4,7 +4,7 @@ Every batch is cut into sizes in which the network was seen to give the same bit
 filled up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ from models.sampling import Sampling
 from models.seeds import Stream, drawn_label, generator
 from models.shapes import Shapes, filled
 from models.solvers import solver_of
+
+BALANCED_BATCH = 64
+"""Images of `balanced` that walk together."""
 
 UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -154,15 +157,12 @@ class Generator:
         for walk, own in zip(walks, denoised.split([len(walk.query.x) for walk in walks]), strict=True):  # type: ignore[no-untyped-call]
             walk.advance(own)
 
-    def images(
-        self, seeds: Sequence[int], labels: Sequence[int | None], steps: int, guidance: float = 1.0
-    ) -> UInt8Array:
+    def images(self, seeds: Sequence[int], labels: Sequence[int | None], steps: int) -> UInt8Array:
         """One uint8 image [B, H, W, C] per seed; labels of None are drawn from the seed.
 
-        With another guidance than 1 the model guides itself by what it estimates without a class.
         Raises FloatingPointError when an image comes out with values that are not finite.
         """
-        walk = self.walk(seeds, labels, Sampling(steps=steps, guidance=guidance))
+        walk = self.walk(seeds, labels, Sampling(steps=steps))
         while not walk.is_finished:
             self.evaluate([walk])
         return walk.images()
@@ -179,6 +179,25 @@ class Generator:
         batch = [x, sigma] if labels is None else [x, sigma, labels]
         parts = zip(*(rows.split(pieces) for rows in batch), strict=True)  # type: ignore[no-untyped-call]
         return torch.cat([self.model.network(*part) for part in parts])
+
+
+def balanced(
+    generator: Generator, count: int, sampling: Sampling, report: Callable[[int], object] = lambda done: None
+) -> tuple[UInt8Array, list[int]]:
+    """The images [M, H, W, C] of seeds 0..count-1 with classes in turn, and those classes; without classes none.
+
+    `report` is told how many there are. Raises FloatingPointError as `Walk.images` does.
+    """
+    classes, batches = len(generator.model.card.classes), list[UInt8Array]()
+    labels = [seed % classes for seed in range(count)] if classes else []
+    for start in range(0, count, BALANCED_BATCH):
+        seeds = range(start, min(start + BALANCED_BATCH, count))
+        walk = generator.walk(seeds, labels[seeds.start : seeds.stop] or [None] * len(seeds), sampling)
+        while not walk.is_finished:
+            generator.evaluate([walk])
+        batches.append(walk.images())
+        report(seeds.stop)
+    return np.concatenate(batches), labels
 
 
 def chosen_labels(seeds: Sequence[int], labels: Sequence[int | None], classes: int) -> list[int]:

@@ -1,6 +1,5 @@
 """What a model of the digits is worth, measured: recognised classes, and distance from its training set."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -11,11 +10,9 @@ from sklearn.svm import SVC
 from models.checkpoint import Model
 from models.data import Dataset, load_digits
 from models.fast import Precision, Way, fastest
-from models.generate import Generator, UInt8Array
+from models.generate import BALANCED_BATCH, Generator, UInt8Array
 from models.kernel import FloatArray
 from models.shapes import Shapes, steady_shapes
-
-BATCH = 64
 
 
 class Verdict(NamedTuple):
@@ -62,28 +59,10 @@ def features(data: Dataset) -> FloatArray:
     return data.images.reshape(len(data), -1) / 255
 
 
-def balanced(
-    model: Model,
-    count: int,
-    steps: int,
-    report: Callable[[int], object] = lambda done: None,
-    precision: Precision | Literal["bfloat16"] = "exact",
-    guidance: float = 1.0,
-) -> tuple[UInt8Array, list[int]]:
-    """Images of seeds 0..count-1 with classes in turn, through the sampler of the service; and those classes.
-
-    With another guidance than 1 the model guides itself.
-    """
+def generator_of(model: Model, precision: Precision | Literal["bfloat16"]) -> Generator:
+    """The model with the network of a precision: `bfloat16` even where that is slow."""
     if precision == "exact":
-        generator = Generator(model, steady_shapes(model, BATCH))
-    else:
-        way = Way(precision) if precision == "bfloat16" else fastest(model)
-        # In one size, for not every CPU has bfloat16 for a single image.
-        generator = Generator(replace(model, network=way.of(model.network)), Shapes((BATCH,), (1.0,)))
-    labels = [seed % len(model.card.classes) for seed in range(count)]
-    batches = []
-    for start in range(0, count, BATCH):
-        seeds = range(start, min(start + BATCH, count))
-        batches.append(generator.images(seeds, [labels[seed] for seed in seeds], steps, guidance))
-        report(seeds.stop)
-    return np.concatenate(batches), labels
+        return Generator(model, steady_shapes(model, BALANCED_BATCH))
+    way = Way(precision) if precision == "bfloat16" else fastest(model)
+    # In one size, for not every CPU has bfloat16 for a single image.
+    return Generator(replace(model, network=way.of(model.network)), Shapes((BALANCED_BATCH,), (1.0,)))

@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from models.card import field_errors, format_D
 from models.checkpoint import Model, load
 from models.data import Dataset, UInt8Array, cache_folder, load_digits, load_images
-from models.evaluate import Evaluation, Evaluator, generated
+from models.evaluate import Evaluation, Evaluator
+from models.generate import BALANCED_BATCH, Generator, balanced
 from models.quantize import quantized
 from models.sampling import Sampling
+from models.shapes import steady_shapes
 
 HEAD = (
     "| model | sampled with | Fréchet distance | kernel distance | precision | recall | recognised | nearest |\n"
@@ -91,7 +93,7 @@ def results(
             chosen = Model(
                 model.card, quantized(model.network, sampling.bits, sampling.quantized), model.sha256, model.device
             )
-        images, labels = generated(chosen, count, sampling)
+        images, labels = balanced(Generator(chosen, steady_shapes(chosen, BALANCED_BATCH)), count, sampling)
         keep(images)
         yield Result(model.card.name, model.card.D, choice, evaluator.evaluate(images, labels))
 

@@ -5,7 +5,9 @@ import pytest
 
 from models.checkpoint import Model
 from models.data import HELD_OUT, load_digits
-from models.judge import Judge, balanced
+from models.generate import balanced
+from models.judge import Judge, generator_of
+from models.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def test_wrong_labels_are_not_recognised(judge: Judge) -> None:
 
 def test_the_shipped_model_draws_digits_of_its_own(judge: Judge, digits: Model) -> None:
     done: list[int] = []
-    images, labels = balanced(digits, 200, steps=9, report=done.append)
+    images, labels = balanced(generator_of(digits, "exact"), 200, Sampling(steps=9), done.append)
     assert done == [64, 128, 192, 200]
     assert labels == [i % 10 for i in range(200)]
     verdict = judge.judge(images, labels)
