@@ -41,8 +41,9 @@ class Examples(NamedTuple):
     changes: Changes | None
     """How each image is to be augmented."""
     reference: Tensor | None
-    """[M, C, H, W]: what else may lie behind a noisy image, if the target is stable."""
+    """[M, C, H, W]: all that may lie behind a noisy image, if the target is stable."""
     reference_labels: Tensor | None
+    """[M, classes], one-hot."""
 
     def to(self, device: torch.device) -> "Examples":
         """The same on a device."""
@@ -100,7 +101,6 @@ class Draws:
         noise = rng.standard_normal((CHUNK, *self.data.shape), dtype=np.float32)
         if recipe.kernel_cap and np.isfinite(self.D):
             scale = capped(noise, scale, self.D, recipe.kernel_cap)
-        # In place and in float32: at D = 1 as many as one of 10^7 images overflow to infinity at no sigma in use.
         noise *= scale[:, None, None, None].astype(np.float32)
         return sigma, noise, dropped, changes
 
