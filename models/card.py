@@ -64,6 +64,8 @@ class EDM(_Frozen):
 
     kind: Literal["edm"] = "edm"
     sigma_data: float = Field(0.5, gt=0, allow_inf_nan=False)
+    sigma_range: ClassVar[tuple[float, float]] = (0.002, 80.0)
+    """Between which a model is usually sampled."""
 
 
 class VP(_Frozen):
@@ -75,11 +77,21 @@ class VP(_Frozen):
     M: int = Field(1000, ge=2, le=10**6)
     epsilon_t: float = Field(1e-5, gt=0, lt=1)
 
+    def sigma(self, t: float) -> float:
+        """The noise level at a time, epsilon_t to 1 (EDM, table 1)."""
+        return math.sqrt(math.expm1(min(700.0, self.beta_d / 2 * t**2 + self.beta_min * t)))
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """EDM's, as far as such networks are trained for it."""
+        return max(0.002, self.sigma(self.epsilon_t)), min(80.0, self.sigma(1.0))
+
 
 class VE(_Frozen):
     """That of a variance-exploding process (Song et al., 2021)."""
 
     kind: Literal["ve"] = "ve"
+    sigma_range: ClassVar[tuple[float, float]] = (0.02, 100.0)
 
 
 class IDDPM(_Frozen):
@@ -88,7 +100,11 @@ class IDDPM(_Frozen):
     kind: Literal["iddpm"] = "iddpm"
     C_1: float = Field(0.001, gt=0, lt=1)
     C_2: float = Field(0.008, gt=0, lt=1)
+    sigma_range: ClassVar[tuple[float, float]] = (0.002, 80.0)
     M: int = Field(1000, ge=2, le=10**6)
+
+
+Precond = EDM | VP | VE | IDDPM
 
 
 class _Network(_Frozen):
@@ -100,7 +116,9 @@ class _Network(_Frozen):
     attn_resolutions: tuple[int, ...]
     dropout: float = Field(0.0, ge=0, lt=1)
     augment_dim: int = Field(0, ge=0, le=1024)
-    precond: EDM | VP | VE | IDDPM = Field(EDM(), discriminator="kind")
+    coordinates: Literal[0, 2] = 0
+    """Channels that tell the network where in the frame each pixel lies, as training on patches needs."""
+    precond: Precond = Field(EDM(), discriminator="kind")
 
     @model_validator(mode="before")
     @classmethod
@@ -109,6 +127,11 @@ class _Network(_Frozen):
             data = dict(data)
             data["precond"] = {"kind": "edm", "sigma_data": data.pop("sigma_data")}
         return data
+
+    @property
+    def unit(self) -> int:
+        """Heights and widths of images must be multiples of it: they are halved for every level but the first."""
+        return 1 << (len(self.channel_mult) - 1)
 
     @field_validator("channel_mult")
     @classmethod
@@ -163,6 +186,8 @@ class ExactOptions(_Frozen):
 
     network: Literal["exact"] = "exact"
     examples: int = Field(ge=1)
+    coordinates: ClassVar[Literal[0]] = 0
+    unit: ClassVar[int] = 1
 
 
 class Card(_Frozen):
@@ -205,8 +230,8 @@ class Card(_Frozen):
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         if self.default_steps > self.max_steps:
             raise ValueError(f"default_steps {self.default_steps} exceeds max_steps {self.max_steps}")
-        levels = 1 if isinstance(self.architecture, ExactOptions) else len(self.architecture.channel_mult)
-        if self.resolution % 2 ** (levels - 1):
+        if self.resolution % self.architecture.unit:
+            levels = self.architecture.unit.bit_length()
             raise ValueError(f"resolution {self.resolution} cannot be halved for each of {levels} levels")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes must have different names")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.card import METADATA_KEY, Card, CheckpointError, ExactOptions, file_sha256, read_card
 from models.exact import ExactDenoiser
 from models.precond import Denoiser
+from models.sampling import Window
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,15 @@ class Model:
     device: torch.device
     table: tuple[float, ...] = ()
     """The only noise levels at which the network was trained; empty if there are no such."""
+    window: Window | None = None
+    """The part of the frame that the network is asked for, if not for all of it."""
 
     @property
-    def bytes(self) -> int:
-        """Memory that its tensors take."""
-        return sum(tensor.nbytes for tensor in (*self.network.parameters(), *self.network.buffers()))
+    def shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of its images."""
+        if self.window is None:
+            return self.card.shape
+        return self.card.channels, self.window.height, self.window.width
 
 
 def build(card: Card, source: Path | str = "the card") -> nn.Module:
@@ -109,7 +114,7 @@ def check_tensors(path: Path, expected: dict[str, Tensor], found: dict[str, Tens
         if name not in found:
             raise CheckpointError(f"{path}: tensor {name!r} is missing")
         if name not in expected:
-            raise CheckpointError(f"{path}: tensor {name!r} does not belong to the network its card describes")
+            raise CheckpointError(f"{path}: tensor {name!r} does not belong to the network")
         wanted, tensor = expected[name], found[name]
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
             raise CheckpointError(

@@ -19,16 +19,38 @@ def train(
         Path | None, typer.Option("--run-dir", help="Folder of the log, the state and sample grids; runs/NAME-dD.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    transfer: Annotated[Path | None, typer.Option(help="A checkpoint to begin with, of the same network.")] = None,
     images: Annotated[int | None, typer.Option(help="Images to see, in place of the recipe's.", min=1)] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another value of a setting, such as batch=64 or architecture.dropout=0.1."),
+    ] = None,
     save_seconds: Annotated[float, typer.Option(help="How often to save the state and a sample grid.", min=0)] = 300,
     device: Annotated[str, typer.Option(help="Device to train on, such as cpu or cuda.")] = "cpu",
     compiles: Annotated[bool, typer.Option("--compile", help="Compile the network; pays on a GPU.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)] = None,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")] = False,
 ) -> None:
     """Train one model by a recipe and write its checkpoint; under torchrun, on several devices."""
     from models.training import Plan, carry_out
 
-    plan = Plan(recipe, D, data, name, terms, output, folder, resume, images, save_seconds, device, compiles, threads)
+    plan = Plan(
+        recipe=recipe,
+        D=D,
+        data=data,
+        name=name,
+        terms=terms,
+        output=output,
+        folder=folder,
+        resume=resume,
+        transfer=transfer,
+        changes=[*(changes or ()), *([f"images={images}"] if images else ())],
+        save_seconds=save_seconds,
+        device=device,
+        compiles=compiles,
+        threads=threads,
+        is_dry=is_dry,
+    )
     try:
         written = carry_out(plan)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -222,7 +244,7 @@ def _choice(settings: list[str]) -> dict[str, Any]:
     chosen = dict[str, Any]()
     for setting in settings:
         name, _, value = setting.partition("=")
-        if name not in Sampling.model_fields or name in {"trajectory", "guide"} or not value:
+        if name not in Sampling.model_fields or name in {"trajectory", "guide", "window"} or not value:
             raise ValueError(f"{setting}: must be NAME=VALUE, a field of how to sample")
         try:
             chosen[name] = json.loads(value)

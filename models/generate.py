@@ -128,7 +128,7 @@ class Generator:
         ends = sampling.range(card.sigma_min, card.sigma_max)
         levels = rounded(sampling.levels(ends), self.model.table)
         chosen = chosen_labels(seeds, labels, len(card.classes))
-        x = self._images([prior(seed, card.shape, card.D, levels[0]) for seed in seeds])
+        x = self._images([prior(seed, self.model.shape, card.D, levels[0]) for seed in seeds])
         one_hots = _one_hots(card, guide, chosen, sampling.is_guided, device)
         noise = self._noise(seeds) if sampling.is_noisy else None
         keep_every = sampling.evaluations_per_step if sampling.trajectory else 0
@@ -138,7 +138,7 @@ class Generator:
     def _noise(self, seeds: Sequence[int]) -> Noise:
         """Standard Gaussian noise, each image's from its own stream."""
         streams = [generator(seed, Stream.NOISE) for seed in seeds]
-        return lambda: self._images([stream.standard_normal(self.model.card.shape) for stream in streams])
+        return lambda: self._images([stream.standard_normal(self.model.shape) for stream in streams])
 
     def _images(self, arrays: Sequence[FloatArray]) -> Tensor:
         """Arrays [C, H, W] as a batch in float64, in the layout of the network, on its device."""

@@ -15,7 +15,17 @@ from models.card import Card
 
 T = TypeVar("T")
 
-SOURCES = ("layers.py", "unet.py", "adm.py", "precond.py", "shapes.py", "fast.py", "compiled.py")
+SOURCES = (
+    "layers.py",
+    "unet.py",
+    "adm.py",
+    "precond.py",
+    "patches.py",
+    "window.py",
+    "shapes.py",
+    "fast.py",
+    "compiled.py",
+)
 """The files that decide how a network is run."""
 
 

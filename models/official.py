@@ -275,14 +275,9 @@ class Official:
     def _sigma_range(self) -> tuple[float, float]:
         """EDM's noise levels, .002 to 80, as far as the network was trained for them; the whole range of VE."""
         precond = self._precond()
-        if isinstance(precond, VE):
-            return 0.02, 100.0
-        levels = np.array([0.002, 80.0])
-        if isinstance(precond, VP):
-            times = np.array([precond.epsilon_t, 1.0])
-            levels = np.sqrt(np.expm1(np.minimum(700, precond.beta_d / 2 * times**2 + precond.beta_min * times)))
-        elif isinstance(precond, IDDPM) and "u" in self.arrays:
-            levels = self.arrays["u"].values().astype(np.float64)
+        if not isinstance(precond, IDDPM):
+            return precond.sigma_range
+        levels = self.arrays["u"].values().astype(np.float64) if "u" in self.arrays else np.array([0.002, 80.0])
         trained = levels[levels > 0]
         return max(0.002, float(trained.min(initial=80))), min(80.0, float(trained.max(initial=0.002)))
 

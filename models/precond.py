@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.adm import ADM
 from models.card import EDM, IDDPM, VE, VP, ADMOptions, UNetOptions
+from models.patches import coordinates
 from models.unet import SongUNet
 
 
@@ -29,23 +30,38 @@ class Denoiser(nn.Module):
         super().__init__()
         self.precond = options.precond
         self.channels = channels
+        self.resolution = resolution
+        self.coordinates = options.coordinates
+        in_channels = channels + self.coordinates
         # iDDPM's networks also tell a variance, which no sampler here needs.
         out_channels = 2 * channels if isinstance(self.precond, IDDPM) else channels
         if isinstance(options, ADMOptions):
-            self.model: SongUNet | ADM = ADM(options, resolution, channels, out_channels, classes)
+            self.model: SongUNet | ADM = ADM(options, resolution, in_channels, out_channels, classes)
         else:
-            self.model = SongUNet(options, resolution, channels, out_channels, classes)
+            self.model = SongUNet(options, resolution, in_channels, out_channels, classes)
         if isinstance(self.precond, IDDPM):
             self.register_buffer("u", torch.zeros(self.precond.M + 1))
             self.u: Tensor
 
     def forward(
-        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        corner: Tensor | None = None,
     ) -> Tensor:
-        """The denoised estimate [B, C, H, W] in float32 at x and sigma [B], each image at its own noise level."""
+        """The denoised estimate [B, C, H, W] in float32 at x and sigma [B], each image at its own noise level.
+
+        For a network with coordinates, x may be parts of the frame, whose upper left pixel is at `corner` [B, 2].
+        """
         x = x.to(torch.float32, memory_format=torch.channels_last)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma.to(torch.float32))
-        F_x = self.model(c_in * x, c_noise, labels, augment_labels)[:, : self.channels]
+        inputs = c_in * x
+        if self.coordinates:
+            inputs = torch.cat([inputs, coordinates(corner, x, self.resolution)], dim=1)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        F_x = self.model(inputs, c_noise, labels, augment_labels)[:, : self.channels]
         return c_skip * x + c_out * F_x.to(torch.float32)  # type: ignore[no-any-return]
 
     @property

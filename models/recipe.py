@@ -1,12 +1,16 @@
 """Recipes: what a training run is made by, in a TOML file; the same recipe serves every D."""
 
+import json
 import tomllib
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from models.card import EDM, ADMOptions, UNetOptions, field_errors
+from models.card import IDDPM, ADMOptions, UNetOptions, field_errors
+from models.patches import Patches
 
 RECIPES = Path(__file__).parent / "recipes"
 AUGMENT_LABELS = 9
@@ -39,8 +43,8 @@ class Recipe(BaseModel):
     """The half-life of the average is at most this share of the run so far (EDM, F.2)."""
     ema_power: float | None = Field(None, gt=0)
     """If given, weights count by this power of the time instead (Karras et al., 2024), with no half-life."""
-    P_mean: float
-    P_std: float = Field(gt=0)
+    P_mean: float = -1.2
+    P_std: float = Field(1.2, gt=0)
     noise_scale: float = Field(1.0, gt=0)
     """Of all noise levels: 4.75 at 256x256."""
     kernel_cap: float = Field(0.0, ge=0, lt=0.5)
@@ -51,6 +55,10 @@ class Recipe(BaseModel):
     """How often the class is left out, so that the model can guide itself."""
     augment: Share = 0.0
     """How likely each kind of change is (EDM, F.2); the network is told of it."""
+    mirrored: bool = False
+    """Whether the data set also holds every image as a mirror shows it."""
+    patch: Patches | None = None
+    """Trains on patches too; the network is told where they lie."""
     default_steps: int = Field(ge=2)
     max_steps: int = Field(ge=2)
     seed: int = Field(ge=0, lt=2**63)
@@ -58,17 +66,22 @@ class Recipe(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_unet_unless_said(cls, data: object) -> object:
+    def _what_follows(cls, data: object) -> object:
+        """A U-Net unless it is said, with the inputs that the other settings ask for."""
         match data:
-            case {"architecture": dict(options), **rest} if "network" not in options:
-                return rest | {"architecture": {"network": "unet"} | options}
+            case {"architecture": dict(options), **rest}:
+                inputs = {
+                    "augment_dim": AUGMENT_LABELS if rest.get("augment") else 0,
+                    "coordinates": 2 if rest.get("patch") is not None else 0,
+                }
+                return rest | {"architecture": {"network": "unet"} | inputs | options}
         return data
 
     @field_validator("architecture")
     @classmethod
     def _trainable(cls, architecture: UNetOptions | ADMOptions) -> UNetOptions | ADMOptions:
-        if not isinstance(architecture.precond, EDM):
-            raise ValueError("precond must be edm: the others are for models that are imported")
+        if isinstance(architecture.precond, IDDPM):
+            raise ValueError("precond must be edm, vp or ve: iddpm is for models that are imported")
         return architecture
 
     @model_validator(mode="after")
@@ -83,17 +96,24 @@ class Recipe(BaseModel):
             raise ValueError(f"stable_target: must be at least batch, {self.batch}, which it contains")
         if bool(self.augment) != (self.architecture.augment_dim == AUGMENT_LABELS):
             raise ValueError(f"architecture.augment_dim: must be {AUGMENT_LABELS} with augment, and 0 without")
+        if self.patch and (self.augment or self.stable_target):
+            raise ValueError("patch: cannot be combined with augment or stable_target, which are of whole images")
+        if bool(self.patch) != bool(self.architecture.coordinates):
+            raise ValueError("architecture.coordinates: must be 2 with patch, and 0 without")
         return self
 
 
-def read_recipe(name: str) -> Recipe:
-    """The recipe in a TOML file, or the shipped one of that name.
+def read_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, or the shipped one of that name; `changes`, each `setting=value`, come on top of it.
 
     Raises ValueError naming the file and the setting that is wrong, or the recipes that exist.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text()))
+        settings: dict[str, Any] = tomllib.loads(path.read_text())
+        for change in changes:
+            settings = _merged(settings, _setting(change))
+        return Recipe.model_validate(settings)
     except FileNotFoundError as error:
         shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
         raise ValueError(f"there is no recipe {name!r}; shipped are: {shipped}") from error
@@ -101,3 +121,25 @@ def read_recipe(name: str) -> Recipe:
         raise ValueError(f"{path}: {field_errors(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file ({error})") from error
+
+
+def _setting(change: str) -> dict[str, Any]:
+    """What `setting=value` says in TOML, where quotes may be left out; `architecture.dropout` is one in a table.
+
+    Raises ValueError when it says nothing.
+    """
+    name, _, value = change.partition("=")
+    for written in (value, json.dumps(value)) if value else ():
+        with suppress(tomllib.TOMLDecodeError):
+            return tomllib.loads(f"{name} = {written}")
+    raise ValueError(f"{change}: must be SETTING=VALUE, such as batch=64 or architecture.dropout=0.1")
+
+
+def _merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others on top, table by table."""
+    tables = {
+        name: _merged(settings[name], each)
+        for name, each in more.items()
+        if isinstance(each, dict) and isinstance(settings.get(name), dict)
+    }
+    return settings | more | tables

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,6 +36,40 @@ SOLVER_FACTS: dict[SolverName, SolverFacts] = {
 CHURN_FIELDS = ("S_churn", "S_min", "S_max", "S_noise")
 
 
+class Window(BaseModel):
+    """A part of the frame that a model was trained on, in its pixels; it may reach beyond it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    x: int = Field(0, description="Of its left edge, from that of the frame.")
+    y: int = Field(0, description="Of its upper edge.")
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+
+    MOST_FRAMES: ClassVar[int] = 4
+    """Widths of the frame that a window may measure, and lie away from it."""
+
+    @classmethod
+    def of(cls, numbers: tuple[int, int, int, int]) -> "Window":
+        """From x, y, width and height."""
+        return cls(**dict(zip(cls.model_fields, numbers, strict=True)))
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        """x, y, width and height."""
+        return self.x, self.y, self.width, self.height
+
+    def faults(self, resolution: int, unit: int) -> Iterator[tuple[str, str]]:
+        """Every (field, reason) for which a network for such frames, in multiples of `unit` pixels, has no such."""
+        most = self.MOST_FRAMES * resolution
+        for name, pixels in (("width", self.width), ("height", self.height)):
+            if pixels > most or pixels % unit:
+                yield f"window.{name}", f"must be a multiple of {unit} up to {most} for this model"
+        for name, place in (("x", self.x), ("y", self.y)):
+            if abs(place) > most:
+                yield f"window.{name}", f"must be from -{most} to {most} for this model"
+
+
 class SamplingOptions(BaseModel):
     """What a request may choose beside the number of steps; every default is EDM's."""
 
@@ -67,6 +101,9 @@ class SamplingOptions(BaseModel):
         max_length=128,
         description="Name of the model that guides (autoguidance); left out, the model without a class "
         "(classifier-free guidance).",
+    )
+    window: Window | None = Field(
+        None, description="A part of the frame, or more than it, for models that were trained on patches."
     )
     trajectory: bool = Field(False, description="Also keep the denoised estimate of every step.")
 

@@ -135,7 +135,7 @@ def random_batch(model: Model, size: int) -> list[Tensor]:
     """Inputs of a network, all different: x [B, C, H, W], sigma [B] and, if it has classes, labels [B, classes]."""
     card, device = model.card, model.device
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(size, *card.shape, generator=rng, dtype=torch.float64).to(device)
+    x = torch.randn(size, *model.shape, generator=rng, dtype=torch.float64).to(device)
     sigma = card.sigma_min + card.sigma_max * torch.rand(size, generator=rng, dtype=torch.float64).to(device)
     classes = len(card.classes)
     labels = [torch.eye(classes, device=device)[torch.arange(size) % classes]] if classes else []

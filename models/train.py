@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.card import EDM, Card, field_errors, format_D, parse_D
+from models.card import Card, field_errors, format_D, parse_D
+from models.checkpoint import check_tensors, load
 from models.data import Dataset
 from models.objective import Draws, Examples, stable_target, weighted_error
 from models.precond import Denoiser
@@ -95,6 +96,8 @@ class Run:
     images_seen: int = field(default=0, init=False)
     seconds: float = field(default=0.0, init=False)
     """Of all its processes' lives together."""
+    sizes: dict[int, float] = field(init=False)
+    """How likely a step is to see images, or patches, of so many pixels."""
     recent: list[Tensor] = field(default_factory=list, init=False)
     """Loss and gradient norm [2] of every step since the last report."""
 
@@ -109,10 +112,14 @@ class Run:
         if recipe.stable_target and self._micro != recipe.batch:
             raise TrainError("stable_target needs the batch on one device at once: no micro_batch, one process")
         torch.manual_seed(recipe.seed)
+        self._draws = Draws(recipe, self.D, self.data)
         try:
+            self.sizes = self._draws.shares
             self.card(Progress(0, 0.0, 0.0, 0.0))
         except ValidationError as error:
             raise TrainError(f"the recipe does not suit its data: {field_errors(error)}") from error
+        except ValueError as error:
+            raise TrainError(f"the recipe does not suit its data: {error}") from error
         channels, resolution, _ = self.data.shape
         network = Denoiser(recipe.architecture, resolution, channels, len(self.data.classes))
         network.model.init_weights()
@@ -124,7 +131,6 @@ class Run:
             self._forward = DistributedDataParallel(self._forward)
         if self.compiles:
             self._forward = torch.compile(self._forward)  # type: ignore[assignment]
-        self._draws = Draws(recipe, self.D, self.data)
         self._drawing = ThreadPoolExecutor(1, "draw")
         self._next: Any = None
 
@@ -175,7 +181,10 @@ class Run:
             yield ready.result()
 
     def _draw(self, at: tuple[int, int]) -> Any:
-        return self._drawing.submit(self._draws.examples, at[0], at[1], at[1] + self._micro)
+        """The piece of a step that begins with that place; of smaller patches each stands for as many as fit across."""
+        number, start = at
+        growth = self._draws.growth(number)
+        return self._drawing.submit(self._draws.examples, number, growth * start, growth * (start + self._micro))
 
     def _loss(self, examples: Examples) -> Tensor:
         """The mean weighted error per element."""
@@ -188,9 +197,8 @@ class Run:
         if examples.reference is not None:
             target = stable_target(x, sigma, examples.labels, examples.reference, examples.reference_labels, self.D)
         with torch.autocast(self.device.type, DTYPES[self.recipe.precision], self.recipe.precision != "float32"):
-            denoised = self._forward(x, sigma, examples.labels, changes.labels if changes else None)
-        precond = self.recipe.architecture.precond
-        return weighted_error(denoised, target, sigma, precond.sigma_data if isinstance(precond, EDM) else 0.5).mean()
+            denoised = self._forward(x, sigma, examples.labels, changes.labels if changes else None, examples.corners)
+        return weighted_error(denoised, target, sigma, self.recipe.architecture.precond).mean()
 
     def tensors(self) -> dict[str, Tensor]:
         """The averaged weights: what the checkpoint holds."""
@@ -199,6 +207,7 @@ class Run:
     def card(self, progress: Progress) -> Card:
         """The card of the checkpoint, with the facts of this run."""
         recipe, (channels, resolution, _) = self.recipe, self.data.shape
+        sigma_min, sigma_max = recipe.architecture.precond.sigma_range
         return Card(
             dataset=self.data.name,
             D=self.D,
@@ -206,7 +215,8 @@ class Run:
             channels=channels,
             classes=self.data.classes,
             architecture=recipe.architecture,
-            sigma_max=80.0 * recipe.noise_scale,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max * recipe.noise_scale,
             default_steps=recipe.default_steps,
             max_steps=recipe.max_steps,
             label_dropout=recipe.label_dropout,
@@ -222,6 +232,13 @@ class Run:
                 "torch": torch.__version__,
             },
         )
+
+    def transfer(self, path: Path) -> None:
+        """Begin with the weights of a checkpoint. Raises CheckpointError when it is none, or of another network."""
+        tensors = load(path, self.device).network.state_dict()
+        check_tensors(path, self.network.state_dict(), tensors)
+        self.network.load_state_dict(tensors)
+        self.ema.load_state_dict(tensors)
 
     def save(self, path: Path) -> None:
         """Write all that it takes to go on, as safetensors; it appears under its name only when it is complete."""

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil, sqrt
@@ -42,11 +42,13 @@ class Plan(NamedTuple):
     output: Path | None
     folder: Path | None
     resume: bool
-    images: int | None
+    transfer: Path | None
+    changes: Sequence[str]
     save_seconds: float
     device: str
     compiles: bool
     threads: int | None
+    is_dry: bool
 
 
 def carry_out(plan: Plan) -> str:
@@ -57,9 +59,7 @@ def carry_out(plan: Plan) -> str:
     """
     if plan.threads:
         torch.set_num_threads(plan.threads)
-    recipe, D = read_recipe(plan.recipe), parse_D(plan.D)
-    if plan.images:
-        recipe = recipe.model_copy(update={"images": plan.images})
+    recipe, D = read_recipe(plan.recipe, plan.changes), parse_D(plan.D)
     with _processes(plan.device) as (place, device), _stopping() as is_to_stop:
         data = _data(plan, recipe, place)
         data = replace(data, name=plan.name or data.name)
@@ -67,6 +67,11 @@ def carry_out(plan: Plan) -> str:
         output = plan.output or Path(f"{name}.safetensors")
         _check_output(output)
         run = Run(recipe, D, data, device, place, plan.compiles)
+        if plan.transfer:
+            run.transfer(plan.transfer)
+        if plan.is_dry:
+            run.close()
+            return _described(run)
         folder = Folder(plan.folder or Path("runs") / name)
         _begin(run, folder, plan.resume)
         with _bar(run) as report:
@@ -84,6 +89,20 @@ def carry_out(plan: Plan) -> str:
             return f"stopped after {run.images_seen:,} images; --resume goes on from {folder.state}"
         checkpoint.save(output, run.card(progress), run.tensors())
         return f"wrote {output}"
+
+
+def _described(run: Run) -> str:
+    """What a run would train, and on what, in words."""
+    data, recipe = run.data, run.recipe
+    parameters, seen = sum(each.numel() for each in run.network.parameters()), recipe.images / len(data)
+    sizes = ", ".join(f"{share:.0%} of {size} pixels" for size, share in run.sizes.items())
+    kind = f"{'x'.join(map(str, data.shape))}, {len(data.classes)} classes, {data.license}"
+    return (
+        f"data     {data.name}: {len(data):,} images {kind}\n"
+        f"network  {parameters:,} parameters ({4e-6 * parameters:.1f} MB), D = {format_D(run.D)}, on {run.device}\n"
+        f"steps    {run.steps_left:,} of {recipe.batch:,} images: {seen:,.1f} times the data set\n"
+        f"sizes    {sizes}"
+    )
 
 
 def _check_output(output: Path) -> None:

@@ -29,6 +29,8 @@ class ModelFacts(BaseModel):
     is_guidable: bool = Field(
         False, description="Whether it can guide itself: it was trained to be asked without a class too."
     )
+    coordinates: int = Field(0, description="2 for models trained on patches, of which any window can be sampled.")
+    window_unit: int = Field(1, description="Width and height of a window must be multiples of it.")
     checkpoint_sha256: str
     parameters: int
     license: str

@@ -23,10 +23,11 @@ from models.fast import Fast, fastest_with_shapes
 from models.generate import Generator
 from models.memory import Memory, fingerprint
 from models.quantize import quantized
-from models.sampling import Quantized, Sampling
+from models.sampling import Quantized, Sampling, Window
 from models.shapes import Network, Shapes, steady_shapes, timed_shapes, warm_up
 from models.solvers import SOLVERS
 from models.store import Entry, ModelStore
+from models.window import windowed
 from service.catalogue import ModelFacts, ModelGone
 from service.logs import get_logger
 from service.policy import Flight
@@ -36,6 +37,9 @@ Finding = TypeVar("Finding")
 
 KEPT_QUANTIZED = 2
 """So many models of rounded weights are held at once."""
+
+KEPT_WINDOWS = 16
+"""And so many windows."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 2**30
@@ -210,9 +214,10 @@ class Engine:
         ]
 
     def _held_bytes(self) -> int:
-        """Memory of all networks, those that share tensors counted in full."""
-        held = {id(generator): generator.model.bytes for generator in self._generators.values()}
-        return sum(held.values())
+        """Memory of all networks; what they share counts once."""
+        networks = [generator.model.network for generator in self._generators.values()]
+        tensors = (tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     def _drop(self, checkpoint: str) -> None:
         """Forget a checkpoint, and every way to run it."""
@@ -246,7 +251,9 @@ class Engine:
         """Make one model ready to be run so, and let it run compiled as soon as that can be. Raises ModelGone."""
         flight = self._key(flight)
         if flight not in self._generators:
-            if flight.bits:
+            if flight.window:
+                self._prepare_window(flight, Window.of(flight.window))
+            elif flight.bits:
                 self._prepare_quantized(flight)
             elif flight.precision == "fast":
                 self._prepare_fast(flight)
@@ -308,12 +315,32 @@ class Engine:
 
     def _prepare_quantized(self, flight: Flight) -> None:
         """Round a model's weights, and forget others that were rounded, for each takes the memory of a model."""
-        for other in [other for other in self._generators if other.bits][: 1 - KEPT_QUANTIZED]:
-            del self._generators[other], self._arithmetic[other]
+        self._forget([other for other in self._generators if other.bits][: 1 - KEPT_QUANTIZED])
         exact = self._exact(flight)
         network = quantized(exact.model.network, flight.bits, cast("Quantized", flight.quantized))
         self._generators[flight] = Generator(replace(exact.model, network=network), exact.shapes)
         self._arithmetic[flight] = f"float32, weights of {flight.bits} bits"
+
+    def _prepare_window(self, flight: Flight, window: Window) -> None:
+        """Have a model asked for a window, and forget others that were asked for long ago."""
+        self._forget([other for other in self._generators if other.window][: 1 - KEPT_WINDOWS])
+        frame = flight._replace(window=None)
+        self.prepare_flight(frame)
+        model = self._generators[frame].model
+        if isinstance(model.network, CompiledNetwork):  # for the size of the frame alone
+            model = replace(model, network=model.network.network)
+        own = windowed(model, window)
+        size = (flight.bits, window.height, window.width)
+        if flight.precision == "exact":
+            shapes = self._found(own, Shapes, steady_shapes, *size)
+        else:
+            shapes = self._found(own, Shapes, partial(timed_shapes, network=own.network), "fast", *size)
+        self._generators[flight] = Generator(own, shapes)
+        self._arithmetic[flight] = self._arithmetic[frame].removesuffix("-compiled")
+
+    def _forget(self, flights: Sequence[Flight]) -> None:
+        for flight in flights:
+            del self._generators[flight], self._arithmetic[flight]
 
     def _prepare_fast(self, flight: Flight) -> None:
         """Find the fastest way for a model, and have it compiled if that may pay."""
@@ -415,6 +442,8 @@ def _facts(entry: Entry) -> ModelFacts:
         sigma_max=card.sigma_max,
         solvers=tuple(SOLVERS),
         is_guidable=card.can_leave_out_class,
+        coordinates=card.architecture.coordinates,
+        window_unit=card.architecture.unit,
         checkpoint_sha256=entry.sha256,
         parameters=entry.parameters,
         license=card.license,

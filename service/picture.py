@@ -25,24 +25,25 @@ SUB, UP = 1, 2
 """PNG's filters: differences to the pixel on the left, and to the one above."""
 
 
-def grid_shape(count: int, columns: int, resolution: int) -> tuple[int, int]:
-    """Height and width of a grid of square images, before it is enlarged."""
+def grid_shape(count: int, columns: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a grid of images of that height and width, before it is enlarged."""
     rows = -(-count // columns)
-    return rows * (resolution + GAP) + GAP, columns * (resolution + GAP) + GAP
+    return rows * (size[0] + GAP) + GAP, columns * (size[1] + GAP) + GAP
 
 
 def grid(images: Pixels, columns: int) -> Pixels:
-    """Square images [n, R, R, C] row by row as one picture [H, W, C], with lines between and around them."""
-    count, resolution, _, channels = images.shape
-    picture = np.full((*grid_shape(count, columns, resolution), channels), LINE, dtype=np.uint8)
+    """Images [n, H, W, C] row by row as one picture [., ., C], with lines between and around them."""
+    count, height, width, channels = images.shape
+    picture = np.full((*grid_shape(count, columns, (height, width)), channels), LINE, dtype=np.uint8)
     for k, image in enumerate(images):
-        top, left = (GAP + (resolution + GAP) * place for place in divmod(k, columns))
-        picture[top : top + resolution, left : left + resolution] = image
+        row, column = divmod(k, columns)
+        top, left = GAP + (height + GAP) * row, GAP + (width + GAP) * column
+        picture[top : top + height, left : left + width] = image
     return picture
 
 
 def path(images: Pixels, trajectory: Pixels) -> Pixels:
-    """Every image [n, R, R, C] as a row of a picture [H, W, C]: its estimates [n, steps, R, R, C], and itself."""
+    """Every image [n, H, W, C] as a row of a picture [., ., C]: its estimates [n, steps, H, W, C], and itself."""
     steps = np.concatenate([trajectory, images[:, None]], axis=1)
     return grid(steps.reshape(-1, *steps.shape[2:]), steps.shape[1])
 

@@ -27,6 +27,8 @@ class Flight(NamedTuple):
     """Of its weights; 0 if they are not rounded."""
     quantized: str = ""
     """Which of them are rounded."""
+    window: tuple[int, int, int, int] | None = None
+    """Its x, y, width and height, if it is not the whole frame."""
     checkpoint: str = ""
     """The SHA-256 of the weights when the job was accepted; "" for those that are current."""
 

@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -135,7 +136,12 @@ def resolve(
         checks.add("count", f"must be at most {max_count}")
     checks.raise_any()
     sampling = Sampling(steps=steps, **{name: getattr(request, name) for name in SamplingOptions.model_fields})
-    for field, reason in (*sampling.faults(model.sigma_min, model.sigma_max), *_guide_faults(sampling, model)):
+    faults = (
+        sampling.faults(model.sigma_min, model.sigma_max),
+        _guide_faults(sampling, model),
+        _window_faults(sampling, model),
+    )
+    for field, reason in chain(*faults):
         checks.add(field, reason)
     if request.bits and request.precision == "fast":
         checks.add("precision", "must be exact for weights of few bits, so that nothing else differs")
@@ -144,11 +150,12 @@ def resolve(
     columns = request.columns or math.ceil(math.sqrt(request.count))
     if columns > request.count:
         checks.add("columns", f"must be at most count, {request.count}")
-    height, width = grid_shape(request.count, min(columns, request.count), model.resolution)
+    size = (request.window.height, request.window.width) if request.window else (model.resolution, model.resolution)
+    height, width = grid_shape(request.count, min(columns, request.count), size)
     if height * width * request.scale**2 > max_pixels:
         checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
     if request.trajectory:
-        height, width = grid_shape(request.count * (steps + 1), steps + 1, model.resolution)
+        height, width = grid_shape(request.count * (steps + 1), steps + 1, size)
         if height * width * request.scale**2 > max_pixels:
             checks.add("trajectory", f"would have more than {max_pixels:,} pixels; use fewer steps or a smaller scale")
     checks.raise_any()
@@ -180,6 +187,18 @@ def _guide_faults(sampling: Sampling, model: OfferedModel) -> Iterator[tuple[str
     elif not model.is_guidable:
         why = "was not trained to be asked without a class" if model.classes else "has no classes"
         yield "guidance", f"needs a guide, for this model {why}"
+
+
+def _window_faults(sampling: Sampling, model: OfferedModel) -> Iterator[tuple[str, str]]:
+    """Why a model has no such window."""
+    if sampling.window is None:
+        return
+    if not model.coordinates:
+        yield "window", "is for models that were trained on patches, and this one was not"
+        return
+    yield from sampling.window.faults(model.resolution, model.window_unit)
+    if sampling.guide:
+        yield "window", "cannot be combined with a guide"
 
 
 def _seeds(request: SampleRequest, checks: _Checks) -> list[int]:
@@ -265,18 +284,20 @@ class SampleKind:
         return request.evaluations
 
     def lane(self, request: Resolved) -> str:
-        """Jobs of equal cost: the model (dataset and D), the steps, the solver, guided or not, and the precision."""
+        """Jobs of equal cost: model (dataset and D), steps, solver, guided or not, precision, size of the window."""
         solver = f"{request.solver}+guidance" if request.is_guided else request.solver
-        return f"{request.model}|{self.name}|{request.steps}|{solver}|{request.precision}"
+        size = f"|{request.window.width}x{request.window.height}" if request.window else ""
+        return f"{request.model}|{self.name}|{request.steps}|{solver}|{request.precision}{size}"
 
     def parse(self, text: str) -> Resolved:
         """The request as it was kept with the job."""
         return Resolved.model_validate_json(text)
 
     def flights(self, request: Resolved) -> tuple[Flight, ...]:
-        """What may share a network call: the checkpoint, its weights as they are or rounded, and the precision."""
+        """What may share a network call: the checkpoint, its weights as they are or rounded, precision, the window."""
         bits, quantized = (request.bits, request.quantized) if request.bits else (0, "")
-        own = Flight(request.model, request.precision, bits, quantized, request.checkpoint_sha256)
+        window = request.window.numbers if request.window else None
+        own = Flight(request.model, request.precision, bits, quantized, window, request.checkpoint_sha256)
         if not request.guide:
             return (own,)
         return (own, Flight(request.guide, request.precision, checkpoint=request.guide_checkpoint_sha256 or ""))
@@ -364,7 +385,7 @@ def provenance(request: Resolved, labels: Sequence[int], checkpoint_sha256: str)
         "Software": f"PFGM++ Serve {__version__}",
         "dataset": request.dataset,
         "D": str(request.D),
-        **{name: str(value) for name, value in choices.items()},
+        **{name: value if isinstance(value, str) else json.dumps(value) for name, value in choices.items()},
         "precision": request.precision,
         "seeds": json.dumps(request.seeds),
         "labels": json.dumps(labels),

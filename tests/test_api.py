@@ -569,6 +569,36 @@ async def test_models_tell_what_can_guide_them(client: httpx.AsyncClient, queue:
     assert echoed == {"guidance": 2.5, "guide": "worse-d2048", "guide_checkpoint_sha256": "1" * 64}
 
 
+@pytest.mark.parametrize(
+    ("window", "field"),
+    [
+        ({"x": -3, "y": 32, "width": 32, "height": 2}, None),
+        ({"width": 3, "height": 2}, "window.width"),
+        ({"width": 2, "height": 34}, "window.height"),
+        ({"width": 2, "height": 0}, "window.height"),
+        ({"x": 33, "width": 2, "height": 2}, "window.x"),
+        ({"y": -33, "width": 2, "height": 2}, "window.y"),
+        ({"width": 2}, "window.height"),
+        ({"width": 2, "height": 2, "depth": 2}, "window.depth"),
+        ({"width": 2.5, "height": 2}, "window.width"),
+        ([0, 0, 2, 2], "window"),
+    ],
+)
+async def test_windows_are_for_models_that_have_them(
+    client: httpx.AsyncClient, queue: Queue, window: object, field: str | None
+) -> None:
+    """In multiples of what the network can halve, and not farther than four frames."""
+    await queue.announce(worker_state(facts(coordinates=2, window_unit=2), facts("plain")))
+    response = await client.post("/v1/samples", json=GOOD | {"window": window})
+    if field is None:
+        assert response.json()["request"]["window"] == window
+        refused = await client.post("/v1/samples", json=GOOD | {"dataset": "plain", "window": window})
+        errors = problem(refused, 422, "invalid-request").errors or ()
+        assert [(each.field, "trained on patches" in each.message) for each in errors] == [("window", True)]
+    else:
+        assert [each.field for each in problem(response, 422, "invalid-request").errors or ()] == [field]
+
+
 @pytest.mark.usefixtures("offered")
 async def test_a_choice_of_sampling_is_filled_in_and_echoed(client: httpx.AsyncClient) -> None:
     body = GOOD | {"solver": "churn", "S_churn": 30, "S_max": 1, "sigma_min": 0.004, "steps": 20}

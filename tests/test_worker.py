@@ -8,13 +8,15 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.stores import exact_checkpoint
+from bench.stores import exact_checkpoint, untrained_checkpoint
+from models.card import UNetOptions
 from models.checkpoint import load
 from models.commands import import_official
 from models.generate import Generator
@@ -30,7 +32,7 @@ from service.settings import Settings
 from service.store import LocalStore
 from service.worker import Misconfigured, Worker
 from tests.helpers import eventually, next_batch
-from tests.models.helpers import solve
+from tests.models.helpers import card, solve
 from tests.models.officials import INDEX, recorded_file
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +138,32 @@ async def test_guided_jobs_take_two_evaluations_each_and_say_what_guided_them(
     with Image.open(store.path(jobs[2].id, "grid.png")) as grid:
         assert (grid.info["guidance"], grid.info["guide"]) == ("2.0", "worse-d128")
         assert len(grid.info["guide_checkpoint_sha256"]) == 64
+
+
+async def test_windows_of_a_model_are_images_of_their_own_size(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    """The whole frame as a window is the frame; at another place, it is another image."""
+    assert settings.model_store
+    architecture = UNetOptions(
+        model_channels=16, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), coordinates=2
+    )
+    untrained_checkpoint(settings.model_store, card(architecture=architecture))
+    frame, corner = ({"x": at, "y": at, "width": 8, "height": 8} for at in (0, 4))
+    windows: list[object] = [None, frame, corner, {"width": 12, "height": 4}]
+    asked: dict[str, Any] = {"dataset": "tiny", "count": 3, "seed": 1, "steps": 3, "labels": [0, 1, 2], "columns": 2}
+    async with working(settings):
+        ids = [await submit(**asked, window=window) for window in windows]
+        jobs = [await ended(queue, job_id) for job_id in ids]
+    assert [job.status for job in jobs] == ["succeeded"] * 4
+    images = [images_of(settings, job.id) for job in jobs]
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[1], images[2])
+    assert images[3].shape == (3, 4, 12, 3)
+    store = LocalStore(settings.results_dir / settings.queue)
+    with Image.open(store.path(jobs[3].id, "grid.png")) as grid:
+        assert grid.size == (2 * 13 + 1, 2 * 5 + 1)
+        assert grid.info["window"] == '{"x": 0, "y": 0, "width": 12, "height": 4}'
 
 
 @pytest.mark.parametrize("solver", ["heun", "dpmpp-2m"])

@@ -150,6 +150,16 @@ def test_train_says_what_is_wrong(arguments: list[str], reason: str) -> None:
     assert plain(reason) in plain(done.output)
 
 
+def test_a_dry_run_says_what_would_be_trained_and_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--D", "128", "--dry-run", "--set", "patch.sizes=[4]", "--set", "images=640", "--threads", "1"]
+    done = CliRunner().invoke(app, ["train", "digits", *options])
+    assert done.exit_code == 0, done.output
+    for fact in ("1,297 images 1x8x8", "310,273 parameters", "5 of 128 images", "50% of 8 pixels, 50% of 4 pixels"):
+        assert plain(fact) in plain(done.output)
+    assert not list(tmp_path.iterdir())
+
+
 def test_train_knows_no_other_data(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace('"digits"', '"cats"'))
     done = CliRunner().invoke(app, ["train", str(recipe), "--D", "2"])

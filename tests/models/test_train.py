@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy.stats import betaprime, norm
+from scipy.stats import betaprime, norm, uniform
 from torch import Tensor, nn
 
 from models import checkpoint
-from models.card import SHIPPED, Card, UNetOptions, checkpoint_files, read_card
+from models.card import EDM, SHIPPED, VE, VP, Card, CheckpointError, Precond, UNetOptions, checkpoint_files, read_card
 from models.data import Dataset, load_digits
 from models.objective import Draws, stable_target, weighted_error
+from models.precond import vp_time
 from models.recipe import RECIPES, Recipe, read_recipe
 from models.train import Folder, Place, Progress, Run, TrainError, average, learning_rate_factor, train
 from tests.models.helpers import FIXTURES, follows, in_proportion, relative_error, uncorrelated
@@ -83,7 +85,7 @@ def test_a_share_of_the_labels_is_left_out(few_digits: Dataset) -> None:
 @pytest.mark.parametrize("D", [1, 128, 2048])
 def test_the_weighted_error_is_the_recorded_one(D: int) -> None:
     output, sigma, loss = (LOSS[f"edmloss.D{D}.{name}"] for name in ("output", "sigma", "loss"))
-    assert relative_error(weighted_error(output, LOSS["edmloss.images"], sigma.flatten()), loss) < 1e-6
+    assert relative_error(weighted_error(output, LOSS["edmloss.images"], sigma.flatten(), EDM()), loss) < 1e-6
 
 
 @pytest.mark.parametrize("D", [0.5, 1, 128])
@@ -97,6 +99,24 @@ def test_training_noise_follows_the_kernel_whatever_the_sigma(few_digits: Datase
 
 def test_at_infinite_D_training_noise_is_gaussian(few_digits: Dataset) -> None:
     assert follows(Draws(RECIPE, math.inf, few_digits).examples(0, 0, 100).noise.flatten().numpy(), norm.cdf)
+
+
+def test_other_preconditionings_have_noise_of_their_own(few_digits: Dataset) -> None:
+    """ln sigma uniform for VE, the time uniform for VP; the error weighs by 1 / sigma^2 (EDM, table 1)."""
+    levels = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]()
+    preconds: tuple[Precond, ...] = (VE(), VP())
+    for precond in preconds:
+        recipe = with_changes(architecture=RECIPE.architecture.model_copy(update={"precond": precond}))
+        levels[precond.kind] = Draws(recipe, 128, few_digits).examples(0, 0, 2000).sigma.numpy()
+        sigma = torch.tensor([0.1, 5.0])
+        error = weighted_error(torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1), sigma, precond)
+        torch.testing.assert_close(error.flatten(), sigma**-2)
+        card = Run(recipe, 128, few_digits, CPU).card(Progress(0, 0.0, 0.0, 0.0))
+        assert (card.sigma_min, card.sigma_max) == precond.sigma_range
+        assert np.isfinite(run(recipe.model_copy(update={"images": 64}), few_digits)[0][-1].loss)
+    assert follows(np.log(levels["ve"]), uniform(math.log(0.02), math.log(100 / 0.02)).cdf)
+    times = [vp_time(torch.tensor(sigma), VP()).item() for sigma in levels["vp"]]
+    assert follows(np.array(times), uniform(1e-5, 1 - 1e-5).cdf)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +246,20 @@ def test_a_state_of_another_run_is_refused(few_digits: Dataset, tmp_path: Path) 
         Run(RECIPE, 128, few_digits, CPU).load(state)
 
 
+def test_a_run_may_begin_with_the_weights_of_another(
+    first: tuple[list[Progress], Card, dict[str, Tensor]], few_digits: Dataset, tmp_path: Path
+) -> None:
+    _, card, tensors = first
+    checkpoint.save(tmp_path / "m.safetensors", card, tensors)
+    fine = Run(with_changes(images=320, learning_rate=1e-5), 2048, few_digits, CPU)
+    fine.transfer(tmp_path / "m.safetensors")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in fine.tensors().items())
+    assert train(fine, lambda progress: None).loss < first[0][0].loss
+    other = RECIPE.architecture.model_copy(update={"model_channels": 8})
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: tensor '.*' is torch"):
+        Run(with_changes(architecture=other), 128, few_digits, CPU).transfer(tmp_path / "m.safetensors")
+
+
 @pytest.mark.parametrize("D", [2.0, math.inf])
 def test_parts_of_a_batch_are_those_of_the_whole(few_digits: Dataset, D: float) -> None:
     """Whatever the pieces in which it is drawn, by however many processes."""
@@ -243,6 +277,18 @@ def test_every_image_comes_once_in_an_epoch(few_digits: Dataset) -> None:
         images = torch.cat([draws.examples(3 * epoch + step, 0, 100).y for step in range(3)])
         found = {image.numpy().tobytes() for image in images}
         assert found == {image.numpy().tobytes() for image in few_digits.take(np.arange(300))}
+
+
+def test_a_mirrored_data_set_is_twice_as_large(few_digits: Dataset) -> None:
+    """In an epoch every image comes once as it is, and once as a mirror shows it, with its class."""
+    examples = Draws(with_changes(batch=600, mirrored=True), 2, few_digits).examples(0, 0, 600)
+    own = few_digits.take(np.arange(300))
+    expected = Counter(image.numpy().tobytes() for image in torch.cat([own, own.flip(3)]).contiguous())
+    assert Counter(image.numpy().tobytes() for image in examples.y.contiguous()) == expected
+    assert examples.labels is not None
+    classes = {image.numpy().tobytes(): int(label) for image, label in zip(own, few_digits.labels, strict=True)}
+    told = zip(examples.y.contiguous(), examples.labels.argmax(1).tolist(), strict=True)
+    assert all(classes.get(image.numpy().tobytes(), label) == label for image, label in told)
 
 
 def test_small_pieces_make_the_same_step(few_digits: Dataset) -> None:
@@ -324,6 +370,25 @@ def test_the_shipped_models_were_trained_by_the_shipped_recipe() -> None:
         card = read_card(path)
         noted = card.training["recipe"] | {"architecture": card.architecture.model_dump()}
         assert Recipe.model_validate(noted) == read_recipe("digits")
+
+
+def test_single_settings_may_be_changed() -> None:
+    recipe = read_recipe(
+        "digits", ["batch=64", "decay=none", "architecture.dropout=0.2", "architecture.channel_mult=[1]"]
+    )
+    plain = read_recipe("digits")
+    architecture = plain.architecture.model_copy(update={"dropout": 0.2, "channel_mult": (1,)})
+    assert recipe == plain.model_copy(update={"batch": 64, "decay": "none", "architecture": architecture})
+    assert read_recipe("digits", ["augment=0.1"]).architecture.augment_dim == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("batch", "batch: must be SETTING=VALUE"), ("=3", "=3: must be SETTING=VALUE"), ("batches=3", "batches: Extra")],
+)
+def test_a_change_that_is_wrong_is_named(change: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        read_recipe("digits", [change])
 
 
 @pytest.mark.parametrize(
