@@ -199,8 +199,7 @@ def study(
     try:
         if (values is None) != (field == "D"):
             raise ValueError("--values: needed for every field but D, which is that of the files")
-        if output.suffix != ".png" or not output.parent.is_dir():
-            raise ValueError(f"--output {output}: must be a .png in a directory that exists")
+        _check_plot(output)
         choices = [_choice([f"{field}={value}"]) for value in values.split(",")] if values else [{}]
         evaluator, models = _evaluator(files, data, count, fit, threads)
         typer.echo(HEAD)
@@ -235,6 +234,12 @@ def _evaluator(files: list[Path], data: Path | None, count: int, fit: int, threa
     return evaluator, models
 
 
+def _check_plot(path: Path) -> None:
+    """Raise ValueError where no plot can be written."""
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise ValueError(f"--output {path}: must be a .png in a directory that exists")
+
+
 def _choice(settings: list[str]) -> dict[str, Any]:
     """Fields of sampling from `name=value`. Raises ValueError naming one that is none."""
     import json
@@ -251,6 +256,63 @@ def _choice(settings: list[str]) -> dict[str, Any]:
         except ValueError:
             chosen[name] = value
     return chosen
+
+
+def race(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one such as `digits`.")],
+    against: Annotated[
+        list[str], typer.Option("--against", help="Changes to it, such as 'patch.real_p=0.5 batch=64'; again for more.")
+    ],
+    D: Annotated[str, typer.Option("--D", help='Augmentation dimension: a number > 0 or "inf".')],
+    data: Data = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Settings of all of them, such as decay=none.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Computing time of each.", min=1)] = 600,
+    marks: Annotated[int, typer.Option(help="How often each is judged on the way.", min=1, max=100)] = 8,
+    seeds: Annotated[int, typer.Option(help="Runs of each.", min=1, max=100)] = 3,
+    count: Annotated[int, typer.Option(help="Images of each judgement.", min=20)] = 600,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The plot; a CSV file is written beside it.")] = Path(
+        "race.png"
+    ),
+    fit: Fit = 120_000,
+    device: Annotated[str, typer.Option(help="Device to train on, such as cpu or cuda.")] = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Train a recipe and variants of it for equal computing time, in turns, and draw how good each becomes."""
+    import torch
+    from rich.console import Console
+
+    from models.card import parse_D
+    from models.evaluate import Evaluator
+    from models.race import draw_race, verdicts, write_marks
+    from models.race import race as run_race
+    from models.recipe import read_recipe
+    from models.report import data_of
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        _check_plot(output)
+        recipes = {recipe: read_recipe(recipe, changes or ())}
+        recipes |= {each: read_recipe(recipe, [*(changes or ()), *each.split()]) for each in against}
+        images, dimension, on = data_of(data), parse_D(D), torch.device(device)
+        evaluator = Evaluator(images, count, fit)
+        found = []
+        with Console(stderr=True).status("") as status:
+            places = [seconds * (k + 1) / marks for k in range(marks)]
+            for mark in run_race(recipes, dimension, images, evaluator, on, places, seeds, count, status.update):
+                found.append(mark)
+                write_marks(output.with_suffix(".csv"), found)
+        draw_race(output, found, f"{images.name}, D = {D}, in the features of a classifier that was trained here")
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        _give_up(str(error))
+    typer.echo("| recipe | images/s | Fréchet distance | of the first's | as good as it after |\n|---|---|---|---|---|")
+    for each in verdicts(found):
+        reached = "never" if each.reached == float("inf") else f"{each.reached:.0%} of the time"
+        typer.echo(
+            f"| {each.recipe} | {each.images_per_second:,.0f} | {each.frechet:.3f} | {each.ratio:.2f} | {reached} |"
+        )
 
 
 def solvers(
