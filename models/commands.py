@@ -315,6 +315,37 @@ def race(
         )
 
 
+def toy(
+    dimensions: Annotated[str, typer.Option("--D", help='Numbers > 0 or "inf", with commas.')] = "1,100,inf",
+    steps: Annotated[int, typer.Option(help="Of training.", min=1)] = 2000,
+    count: Annotated[int, typer.Option(help="Points that are drawn.", min=2, max=10_000)] = 1000,
+    threads: Threads = None,
+) -> None:
+    """See the method at work in a minute: a small network learns two Gaussians on a plane in 1,000 dimensions."""
+    import numpy as np
+    import torch
+
+    from models import toy as game
+    from models.card import format_D, parse_D
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        chosen = [parse_D(each) for each in dimensions.split(",")]
+    except ValueError as error:
+        _give_up(f"--D {dimensions}: {error}")
+    plane = game.Plane(np.random.default_rng(0))
+    real = plane.draw(count)
+    typer.echo(f"Discrepancy (MMD, five kernels) of {count:,} points from as many others of the data.\n")
+    typer.echo("| points | discrepancy |\n|---|---|")
+    typer.echo(f"| of the data | {game.discrepancy(plane.draw(count), real):.4f} |")
+    for D in chosen:
+        points = game.sampled(game.trained(plane, D, steps), D, count)
+        typer.echo(f"| D = {format_D(D)} | {game.discrepancy(points, real):.4f} |")
+    noise = torch.randn(real.shape) * plane.deviation
+    typer.echo(f"| noise of the same size | {game.discrepancy(noise, real):.4f} |")
+
+
 def solvers(
     files: Annotated[
         list[Path] | None, typer.Argument(help="Checkpoints; the shipped ones of D = 128 and inf if left out.")

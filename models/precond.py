@@ -73,9 +73,7 @@ class Denoiser(nn.Module):
         """Table 1 of EDM, at noise levels [B] in float32."""
         level, precond = sigma[:, None, None, None], self.precond
         if isinstance(precond, EDM):
-            s = precond.sigma_data
-            variance = level.square() + s**2
-            return Coefficients(s**2 / variance, level * s * variance.rsqrt(), variance.rsqrt(), sigma.log() / 4)
+            return edm_coefficients(sigma, precond.sigma_data)
         if isinstance(precond, VE):
             return Coefficients(1.0, level, torch.ones_like(level), (0.5 * sigma).log())
         c_in = (level.square() + 1).rsqrt()
@@ -85,6 +83,13 @@ class Denoiser(nn.Module):
             return Coefficients(1.0, -level, c_in, ((precond.M - 1) * time).to(torch.float32))
         place = (sigma[:, None] - self.u).abs().argmin(1)
         return Coefficients(1.0, -level, c_in, (precond.M - 1 - place).to(torch.float32))
+
+
+def edm_coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
+    """Those of EDM at noise levels [B], for data of that deviation."""
+    level, s = sigma[:, None, None, None], sigma_data
+    variance = level.square() + s**2
+    return Coefficients(s**2 / variance, level * s * variance.rsqrt(), variance.rsqrt(), sigma.log() / 4)
 
 
 def vp_time(sigma: Tensor, vp: VP) -> Tensor:
