@@ -3,21 +3,23 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service import __version__
+from service import __version__, results
 from service.catalogue import OfferedModel
-from service.door import Door, with_result
-from service.job import Job, JobView
+from service.door import Door, Estimate
+from service.job import CURSOR, Job, JobList, JobView, Status
 from service.picture import film, path, png, read_array
 from service.problems import (
     BodyTooLarge,
     Gone,
     Incomplete,
     InvalidRequest,
+    KeyConflict,
     NoResult,
     NoSuchModel,
     NotFinished,
@@ -32,7 +34,9 @@ from service.problems import (
 from service.sample import TRAJECTORY, SampleRequest
 from service.settings import Settings
 from service.wire import (
+    IDEMPOTENCY_KEY,
     PREFER_WAIT,
+    idempotency_key,
     install,
     patience_of,
     preferred_wait,
@@ -44,6 +48,8 @@ from service.wire import (
 router = APIRouter()
 
 PNG = {"content": {"image/png": {}}, "description": "The picture."}
+NPZ = {"content": {"application/octet-stream": {}}, "description": "A file for `numpy.load`."}
+ZIP = {"content": {"application/zip": {}}, "description": "A ZIP of PNG files."}
 GIF = {"content": {"image/gif": {}}, "description": "The film."}
 
 
@@ -52,6 +58,10 @@ def door_of(request: Request) -> Door:
     door: Door = request.app.state.door
     return door
 
+
+SAMPLE_BODY = {"required": True, "content": {"application/json": {"schema": SampleRequest.model_json_schema()}}}
+REFUSALS = (BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable)
+"""What may be wrong with a request for images."""
 
 WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the next change of status.")]
 
@@ -68,29 +78,21 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
             "content": PNG["content"],
             "description": "With `Prefer: wait=N`: the job has ended; with `Accept: image/png`, its grid.",
         },
-        **problem_responses(
-            BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoResult, NoWorker, QueueFull, QueueUnavailable
-        ),
+        **problem_responses(*REFUSALS, KeyConflict, NoResult),
     },
-    openapi_extra={
-        "parameters": [PREFER_WAIT],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": SampleRequest.model_json_schema()}},
-        },
-    },
+    openapi_extra={"parameters": [PREFER_WAIT, IDEMPOTENCY_KEY], "requestBody": SAMPLE_BODY},
 )
 async def submit(request: Request) -> Response:
     """Queues a job and answers it at once; follow it at its `Location`.
 
     With `Prefer: wait=N` the answer is held until the job ends, for N seconds at most.
     """
-    door, wait = door_of(request), preferred_wait(request)
+    door, wait, key = door_of(request), preferred_wait(request), idempotency_key(request)
     body = await read_json_body(request, door.settings.max_body_bytes)
     with patience_of(request, wait or 0, is_for_end=True) as patience:
-        job = await door.submit(body, patience)
+        job = await door.submit(body, patience, key)
     if job.is_finished and prefers_picture(request):
-        response = await _grid(door, with_result(job))
+        response = await _grid(door, results.with_result(job))
     else:
         response = _job_response(job, 200 if job.is_finished else 202)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -99,12 +101,40 @@ async def submit(request: Request) -> Response:
     return response
 
 
+@router.post(
+    "/v1/estimates",
+    tags=["jobs"],
+    summary="What a request would take",
+    responses=problem_responses(*REFUSALS),
+    openapi_extra={"requestBody": SAMPLE_BODY},
+)
+async def estimate(request: Request) -> Estimate:
+    """What a body of `/v1/samples` would cost and when it would be done; nothing is queued."""
+    door = door_of(request)
+    return await door.estimate(await read_json_body(request, door.settings.max_body_bytes))
+
+
+@router.get(
+    "/v1/jobs", tags=["jobs"], summary="List jobs", responses=problem_responses(InvalidRequest, QueueUnavailable)
+)
+async def jobs(
+    request: Request,
+    status: Annotated[Status | None, Query(description="Only those in this state.")] = None,
+    dataset: Annotated[str, Query(max_length=64, description="Only those of this data set.")] = "",
+    limit: Annotated[int, Query(ge=1, le=100, description="Most of them.")] = 20,
+    cursor: Annotated[str, Query(pattern=CURSOR, description="`next` of the list before.")] = "",
+) -> JobList:
+    """The caller's jobs, the last submitted first, for as long as they are kept."""
+    found, following = await door_of(request).jobs(status or "", dataset, limit, cursor)
+    return JobList(jobs=[job.view() for job in found], next=following or None)
+
+
 @router.get(
     "/v1/jobs/{job_id}",
     tags=["jobs"],
     summary="Follow a job",
     response_model=JobView,
-    responses=problem_responses(NotFound, InvalidRequest, QueueUnavailable),
+    responses=problem_responses(NotFound, Gone, InvalidRequest, QueueUnavailable),
 )
 async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     """The job; with `wait`, at its next change of status or after so many seconds."""
@@ -112,6 +142,40 @@ async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     with patience_of(request, wait) as patience:
         found = await door.job(job_id, patience)
     return _job_response(found, waits_for=await door.lack(found))
+
+
+@router.post(
+    "/v1/jobs/{job_id}/cancel",
+    status_code=202,
+    tags=["jobs"],
+    summary="Cancel a job",
+    response_model=JobView,
+    responses={
+        200: {"model": JobView, "description": "It had already ended."},
+        **problem_responses(NotFound, Gone, QueueUnavailable),
+    },
+)
+async def cancel(job_id: str, request: Request) -> Response:
+    """Ends a job: what is queued of it is dropped at once, what is computed of it within two evaluations.
+
+    Its images that were finished before stay: `/images/{k}.png`, `.npz` and `.zip`.
+    """
+    job, is_now = await door_of(request).cancel(job_id)
+    return _job_response(job, 202 if is_now else 200)
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    status_code=204,
+    tags=["jobs"],
+    summary="Erase a job",
+    response_class=Response,
+    responses=problem_responses(NotFound, Gone, QueueUnavailable),
+)
+async def delete(job_id: str, request: Request) -> Response:
+    """Erases a job and its result; one that has not ended is canceled."""
+    await door_of(request).delete(job_id)
+    return Response(status_code=204)
 
 
 def _job_response(job: Job, status: int = 200, waits_for: str | None = None) -> Response:
@@ -135,7 +199,7 @@ async def grid(job_id: str, request: Request) -> Response:
 
 async def _grid(door: Door, job: Job) -> Response:
     """The grid of a job. Raises Gone."""
-    return await _picture(job, "grid", door.store.path(job.id, "grid.png").read_bytes)
+    return await _result(job, "grid", door.store.path(job.id, "grid.png").read_bytes)
 
 
 @router.get(
@@ -148,12 +212,40 @@ async def _grid(door: Door, job: Job) -> Response:
 async def image(job_id: str, k: str, request: Request) -> Response:
     """Image k, counted from 0, as PNG, enlarged as the job's `scale` says."""
     door = door_of(request)
-    finished = await door.finished(job_id)
-    if k not in map(str, range(finished.count)):
-        raise NotFound(f"job {job_id} has the images 0 to {finished.count - 1}")
-    path, scale = door.store.path(job_id, "images.npy"), finished.request["scale"]
-    known = _known(request, finished, k)
-    return known or await _picture(finished, k, lambda: png(read_array(path, is_mapped=True)[int(k)], scale))
+    job = await door.with_images(job_id)
+    if k not in map(str, range(job.count)):
+        raise NotFound(f"job {job_id} has the images 0 to {job.count - 1}")
+    return _known(request, job, k) or await _result(job, k, partial(results.image, door.store, job, int(k)))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/images.npz",
+    tags=["results"],
+    summary="All images of a job for numpy",
+    response_class=Response,
+    responses={200: NPZ, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+)
+async def images_npz(job_id: str, request: Request) -> Response:
+    """Arrays `images` [n, H, W, C] of bytes, `index` [n] (their places in the job), `seeds` and, if any, `labels`."""
+    door = door_of(request)
+    job = await door.with_images(job_id)
+    content = partial(results.npz, door.store, job)
+    return _known(request, job, "npz") or await _result(job, "npz", content, "application/octet-stream")
+
+
+@router.get(
+    "/v1/jobs/{job_id}/images.zip",
+    tags=["results"],
+    summary="All images of a job as files",
+    response_class=Response,
+    responses={200: ZIP, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+)
+async def images_zip(job_id: str, request: Request) -> Response:
+    """A PNG for every image, named by its place in the job, and the job itself as `job.json`."""
+    door = door_of(request)
+    job = await door.with_images(job_id)
+    content = partial(results.archive, door.store, job)
+    return _known(request, job, "zip") or await _result(job, "zip", content, "application/zip")
 
 
 @router.get(
@@ -192,7 +284,7 @@ async def _trajectory(request: Request, job_id: str, form: Literal["gif", "png"]
         columns, scale = finished.request["columns"], finished.request["scale"]
         return film(images, estimates, columns, scale) if form == "gif" else png(path(images, estimates), scale)
 
-    return _known(request, finished, form) or await _picture(finished, form, draw, f"image/{form}")
+    return _known(request, finished, form) or await _result(finished, form, draw, f"image/{form}")
 
 
 def _known(request: Request, job: Job, name: str) -> Response | None:
@@ -202,8 +294,8 @@ def _known(request: Request, job: Job, name: str) -> Response | None:
     return Response(status_code=304, headers=headers) if tags & {headers["ETag"], "*"} else None
 
 
-async def _picture(job: Job, name: str, content: Callable[[], bytes], media_type: str = "image/png") -> Response:
-    """A picture of a job; `content` reads or draws it in a thread. Raises Gone."""
+async def _result(job: Job, name: str, content: Callable[[], bytes], media_type: str = "image/png") -> Response:
+    """A picture of a job, or all of them; `content` reads or makes it in a thread. Raises Gone."""
     try:
         picture = await asyncio.to_thread(content)
     except OSError as error:

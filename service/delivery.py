@@ -3,12 +3,12 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
@@ -48,7 +48,7 @@ class Delivery:
         self._forget = forget
         self._loop = asyncio.get_running_loop()
         self._storing = ThreadPoolExecutor(1, "store")
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[object]] = set()
 
     @property
     def is_idle(self) -> bool:
@@ -99,8 +99,15 @@ class Delivery:
             return Stored(share, error=_store_failed(error))
 
     def _spawn(self, stored: Sequence[Stored]) -> None:
-        """Deliver beside the event loop's other work."""
-        task = asyncio.create_task(self._deliver(stored))
+        self._beside(self._deliver(stored))
+
+    def hand_back(self, share: Share) -> None:
+        """Tell the queue that a share was dropped."""
+        self._beside(insist(lambda: self.queue.hand_back(share.batch, share.job_id)))
+
+    def _beside(self, act: Coroutine[Any, Any, object]) -> None:
+        """Do something beside the event loop's other work."""
+        task = asyncio.create_task(act)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 

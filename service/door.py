@@ -3,12 +3,12 @@
 import asyncio
 import re
 import time
-from contextlib import suppress
+from hashlib import sha256
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from service import metrics
+from service import metrics, results
 from service.catalogue import Catalogue, OfferedModel
 from service.events import Events, Patience
 from service.job import Job
@@ -16,18 +16,19 @@ from service.kinds import KINDS
 from service.logs import get_logger
 from service.problems import (
     FieldError,
-    NoResult,
+    Gone,
+    KeyConflict,
     NoSuchModel,
-    NotFinished,
     NotFound,
     NotReady,
     NoWorker,
     Problem,
+    ProblemDocument,
     QueueFull,
     UnknownModel,
     invalid,
 )
-from service.queue import Order, Queue, new_id
+from service.queue import KeyReused, Order, Queue, Submission, new_id
 from service.sample import Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import JOB_ID, LocalStore
@@ -46,6 +47,16 @@ UNKNOWN_RATE_RETRY_SECONDS = 10.0
 log = get_logger()
 
 
+class Estimate(BaseModel):
+    """What a request would take."""
+
+    images: int
+    evaluations: int = Field(description="Network evaluations, of all images together.")
+    wait_seconds: float | None = Field(description="Until it would begin; null while nothing is known of the workers.")
+    run_seconds: float | None = Field(description="On one worker that has nothing else to do.")
+    refusal: ProblemDocument | None = Field(description="As what it would be refused now; null if it would not.")
+
+
 class Door:
     """What the API does, for one process."""
 
@@ -57,33 +68,54 @@ class Door:
         self._catalogue = Catalogue([])
         self._catalogue_read = -CATALOGUE_SECONDS
 
-    async def submit(self, body: bytes, patience: Patience) -> Job:
+    async def submit(self, body: bytes, patience: Patience, idempotency_key: str = "") -> Job:
         """The job that a body of `POST /v1/samples` makes, as it is when the patience is answered or over.
 
-        Raises InvalidRequest, UnknownModel, NoWorker or QueueFull; then nothing is queued.
+        Raises InvalidRequest, UnknownModel, NoWorker, KeyConflict or QueueFull; then nothing is queued.
         """
         try:
-            request = parse(body)
-            settings = self.settings
-            model = await self._model_for(request)
-            resolved = resolve(request, model, settings.precision, settings.max_count, settings.max_pixels)
-            job_id = new_id()
-            return _found(job_id, await self.events.follow(job_id, self._accept(job_id, resolved), patience))
+            submission = self._submission(await self._resolved(body), body, idempotency_key)
+            job = await self.events.follow(submission.id, self._accept(submission), patience)
+            return await self._found(submission.id, job)
         except Problem as problem:
             metrics.jobs_rejected.labels(problem.code).inc()
             raise
 
-    async def _accept(self, job_id: str, request: Resolved) -> Job:
+    async def _resolved(self, body: bytes) -> Resolved:
+        """The request in a body, with everything decided. Raises InvalidRequest, UnknownModel or NoWorker."""
+        request, settings = parse(body), self.settings
+        model = await self._model_for(request)
+        return resolve(request, model, settings.precision, settings.max_count, settings.max_pixels)
+
+    def _submission(self, request: Resolved, body: bytes, idempotency_key: str) -> Submission:
         kind = KINDS["sample"]
-        lane, evaluations = kind.lane(request), kind.evaluations(request)
-        text = request.model_dump_json()
+        return Submission(
+            id=new_id(),
+            kind=kind.name,
+            lane=kind.lane(request),
+            count=request.count,
+            evaluations=kind.evaluations(request),
+            request=request.model_dump_json(),
+            priority=request.priority,
+            deadline_seconds=request.deadline_seconds,
+            idempotency_key=sha256(idempotency_key.encode()).hexdigest() if idempotency_key else "",
+            body_hash=sha256(body).hexdigest() if idempotency_key else "",
+        )
+
+    async def _accept(self, submission: Submission) -> Job:
         job = None
-        with suppress(OutOfMemoryError):
-            job = await self.queue.submit(job_id, kind.name, lane, request.count, evaluations, text)
+        try:
+            job = await self.queue.submit(submission)
+        except KeyReused as error:
+            detail = "this Idempotency-Key came with another body before; take a new one for another request"
+            raise KeyConflict(detail) from error
+        except OutOfMemoryError:
+            pass  # full in another sense
         if job is None:
-            raise await self._queue_full(request.count * evaluations)
-        metrics.jobs_submitted.labels(request.model).inc()
-        log.info("job accepted", job=job_id, lane=lane, images=request.count)
+            raise await self._queue_full(submission.count * submission.evaluations)
+        if job.id == submission.id:
+            metrics.jobs_submitted.labels(job.request["model"]).inc()
+            log.info("job accepted", job=job.id, lane=submission.lane, images=job.count)
         return job
 
     async def _model_for(self, request: SampleRequest) -> OfferedModel:
@@ -115,9 +147,39 @@ class Door:
         )
 
     async def job(self, job_id: str, patience: Patience) -> Job:
-        """A job as it is when the patience is answered or over. Raises NotFound."""
+        """A job as it is when the patience is answered or over. Raises NotFound or Gone."""
         is_id = JOB_ID.fullmatch(job_id)
-        return _found(job_id, await self.events.follow(job_id, self.queue.read(job_id), patience) if is_id else None)
+        job = await self.events.follow(job_id, self.queue.read(job_id), patience) if is_id else None
+        return await self._found(job_id, job)
+
+    async def _found(self, job_id: str, job: Job | None) -> Job:
+        """The job, if there is one. Raises NotFound, or Gone for one that was kept for its retention time."""
+        if job is None and JOB_ID.fullmatch(job_id) and await self.queue.is_gone(job_id):
+            raise Gone(f"job {job_id} ended more than {self.settings.retention_seconds:g} s ago, and is no longer kept")
+        if job is None:
+            raise NotFound(f"there is no job {job_id[:64]!r}")
+        return job
+
+    async def cancel(self, job_id: str) -> tuple[Job, bool]:
+        """End a job, and whether it had not ended before. Raises NotFound or Gone."""
+        found = await self.queue.cancel(job_id) if JOB_ID.fullmatch(job_id) else None
+        job, is_now = found or (None, False)
+        if job and is_now:
+            metrics.jobs_finished.labels(job.request["model"], "canceled").inc()
+            log.info("job canceled", job=job_id)
+        return await self._found(job_id, job), is_now
+
+    async def delete(self, job_id: str) -> None:
+        """Erase a job and its result; one that has not ended is canceled. Raises NotFound or Gone."""
+        job = await self.job(job_id, Patience())
+        await self.cancel(job_id)
+        await self.queue.delete(job_id)
+        await asyncio.to_thread(self.store.remove, [job.id])
+        log.info("job deleted", job=job_id)
+
+    async def jobs(self, status: str, dataset: str, most: int, cursor: str) -> tuple[list[Job], str]:
+        """The caller's jobs, the last one first, and the cursor of what follows; "" at the end."""
+        return await self.queue.jobs("", status, dataset, most, cursor)
 
     async def lack(self, job: Job) -> str | None:
         """What a job of which images are queued waits for beside its turn, in words: a worker that serves its model."""
@@ -126,8 +188,28 @@ class Door:
         return f"a worker that serves {job.request['model']}; there is none at present"
 
     async def finished(self, job_id: str) -> Job:
-        """A job that has a result. Raises NotFound, NotFinished or NoResult."""
-        return with_result(await self.job(job_id, Patience()))
+        """A job that has a result. Raises NotFound, Gone, NotFinished or NoResult."""
+        return results.with_result(await self.job(job_id, Patience()))
+
+    async def with_images(self, job_id: str) -> Job:
+        """A job that has images, all or some. Raises as `finished`."""
+        return results.with_images(await self.job(job_id, Patience()))
+
+    async def estimate(self, body: bytes) -> Estimate:
+        """What a body of `POST /v1/samples` would take. Raises InvalidRequest, UnknownModel or NoWorker."""
+        request, catalogue = await self._resolved(body), await self.catalogue()
+        each = KINDS["sample"].evaluations(request)
+        total, rate = request.count * each, catalogue.evaluations_per_second
+        ahead = await self.queue.ahead(each, request.priority, list(catalogue.models))
+        waiting = (await self.queue.census([])).evaluations
+        is_full = waiting + total > self.settings.max_queued_evaluations
+        return Estimate(
+            images=request.count,
+            evaluations=total,
+            wait_seconds=round(ahead / rate, 3) if rate else None,
+            run_seconds=round(total / rate * len(catalogue.workers), 3) if rate else None,
+            refusal=(await self._queue_full(total)).document("/v1/samples") if is_full else None,
+        )
 
     async def catalogue(self, is_fresh: bool = False) -> Catalogue:
         """What is on offer, at most a second old, or just read."""
@@ -149,7 +231,7 @@ class Door:
     async def order(self, dataset: str, D: str, is_to_load: bool) -> OfferedModel:
         """Have all workers that serve a model load or unload it. Raises NoSuchModel or NoWorker."""
         model = await self.model(dataset, D)
-        if not await self.queue.order(Order(is_to_load, model.name)):
+        if not await self.queue.order(Order("load" if is_to_load else "unload", model.name)):
             raise NoWorker(f"no worker listens that serves {model.name}", retry_after_seconds=NO_WORKER_RETRY_SECONDS)
         return model
 
@@ -178,21 +260,6 @@ class Door:
                     metrics.count_given_back(job)
             except RedisError as error:
                 log.warning("queue unreachable", reason=str(error))
-
-
-def _found(job_id: str, job: Job | None) -> Job:
-    if job is None:
-        raise NotFound(f"there is no job {job_id[:64]!r}, or its retention time is over")
-    return job
-
-
-def with_result(job: Job) -> Job:
-    """The job, which has a result. Raises NotFinished or NoResult."""
-    if not job.is_finished:
-        raise NotFinished(f"job {job.id} is {job.status}; follow it at /v1/jobs/{job.id}?wait=30")
-    if job.status != "succeeded":
-        raise NoResult(f"job {job.id} {job.status}" + (f": {job.error.detail}" if job.error else ""))
-    return job
 
 
 def parse(body: bytes) -> SampleRequest:

@@ -80,6 +80,8 @@ class Events:
         """
         with self._registered(job_id, patience):
             job = before = await first
+            if job and job.id != job_id:  # one that was submitted before, by the same idempotency key
+                return await self.follow(job.id, self.queue.read(job.id), patience)
             while job and before and not patience.is_answered(before, job) and await patience.wait():
                 job = await self.queue.read(job_id)
             return job

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
-Status = Literal["queued", "running", "succeeded", "failed"]
+Status = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 
 
 class Part(NamedTuple):
@@ -82,6 +82,17 @@ class JobView(BaseModel):
     links: dict[str, str]
 
 
+CURSOR = r"^([0-9]{1,20}:[0-9a-f]{32})?$"
+"""Of a list of jobs: the place of its last one."""
+
+
+class JobList(BaseModel):
+    """Some jobs of a caller."""
+
+    jobs: list[JobView]
+    next: str | None = Field(description="The `cursor` of what follows; null at the end.")
+
+
 @dataclass(frozen=True)
 class Job:
     """What the queue holds of a job.
@@ -90,6 +101,7 @@ class Job:
                      ^                  |
                      +--give back-------+--attempts used up--> failed
                         (its images wait again; the job stays running)
+        queued, running --cancel--> canceled        queued --deadline--> expired
 
     Terminal states never change; the record goes a retention time after the end.
     """
@@ -131,6 +143,11 @@ class Job:
     @property
     def is_finished(self) -> bool:
         return self.finished_ms is not None
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of every image."""
+        return self.request["seeds"]  # type: ignore[no-any-return]
 
     @property
     def labels(self) -> list[int] | None:
@@ -176,9 +193,10 @@ class Job:
     def view(self, waits_for: str | None = None) -> JobView:
         """The job as a client sees it, with what it lacks beside its turn."""
         here = f"/v1/jobs/{self.id}"
-        links = {"self": here}
+        links = {"self": here, "cancel": f"{here}/cancel"}
         if self.status == "succeeded":
             links |= {"grid": f"{here}/grid.png", "images": f"{here}/images/{{k}}.png"}
+            links |= {"npz": f"{here}/images.npz", "zip": f"{here}/images.zip"}
             if self.request.get("trajectory"):
                 links |= {"film": f"{here}/trajectory.gif", "trajectory": f"{here}/trajectory.png"}
         return JobView(
@@ -201,7 +219,7 @@ class Job:
                 precision=self.request["precision"],
                 arithmetic=self.fields.get("arithmetic"),
             ),
-            seeds=self.request["seeds"],
+            seeds=self.seeds,
             labels=self.labels,
             error=self.error,
             links=links,

@@ -78,13 +78,14 @@ def observe_job(model: str, latency: Latency) -> None:
 
 
 def count_given_back(job: GivenBack) -> None:
-    """Record, and log, a job whose batch was lost."""
-    jobs_reclaimed.labels(job.model).inc()
-    if job.has_failed:
-        jobs_finished.labels(job.model, "failed").inc()
-        log.error("job failed", job=job.job_id, model=job.model)
-    else:
+    """Record, and log, a job whose batch was lost, or that was not begun in time."""
+    if job.outcome != "expired":
+        jobs_reclaimed.labels(job.model).inc()
+    if job.outcome == "requeued":
         log.warning("job requeued", job=job.job_id, model=job.model)
+    else:
+        jobs_finished.labels(job.model, job.outcome).inc()
+        log.error(f"job {job.outcome}", job=job.job_id, model=job.model)
 
 
 def observe_evaluation(model: str, seconds: float, padding: int) -> None:

@@ -94,6 +94,10 @@ class NotFinished(Problem):
     status, code = HTTPStatus.CONFLICT, "not-finished"
 
 
+class KeyConflict(Problem):
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency-key-reused"
+
+
 class NoResult(Problem):
     status, code = HTTPStatus.CONFLICT, "no-result"
 

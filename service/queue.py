@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from redis.asyncio import Redis
@@ -35,7 +35,7 @@ class Batch:
     parts: tuple[Part, ...]
     requests: Mapping[str, str]
     submitted: Mapping[str, float]
-    """When its jobs were submitted, in seconds, by id."""
+    """When its jobs were submitted, in seconds, by id; earlier for those of a higher priority."""
     is_alone: bool = False
     """Whether its job has brought a worker down before, and must not share one with others."""
     leaves_more: bool = False
@@ -92,19 +92,45 @@ class Completion:
 
 
 class Order(NamedTuple):
-    """What an operator wants of all workers: a model loaded, or unloaded."""
+    """What all workers are told: to load or unload a model, or to let go of a job."""
 
-    is_to_load: bool
-    model: str
+    act: Literal["load", "unload", "cancel"]
+    subject: str
+    """A model, or a job."""
 
 
 @dataclass(frozen=True)
 class GivenBack:
-    """A job whose batch was lost: its images wait again, or it has failed for good."""
+    """A job whose batch was lost, so that its images wait again or it has failed; or that was not begun in time."""
 
     job_id: str
     model: str
-    has_failed: bool
+    outcome: Literal["requeued", "failed", "expired"]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job to be queued."""
+
+    id: str
+    kind: str
+    lane: str
+    count: int
+    """Images."""
+    evaluations: int
+    """Network evaluations of each image."""
+    request: str
+    owner: str = ""
+    priority: int = 0
+    deadline_seconds: float | None = None
+    """From now; a job that has not begun by then expires."""
+    idempotency_key: str = ""
+    body_hash: str = ""
+    """By which a repeated submission is told from another one with the same idempotency key."""
+
+
+class KeyReused(Exception):
+    """An idempotency key came with another body."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +208,43 @@ class Queue:
     async def ping(self) -> None:
         await self.redis.ping()
 
-    async def submit(self, job_id: str, kind: str, lane: str, count: int, evaluations: int, request: str) -> Job | None:
-        """Queue a job of `count` images; None when the queue is full. Repeating it with the same id is harmless."""
+    async def submit(self, job: Submission) -> Job | None:
+        """Queue a job; None when the queue is full. Repeating it with the same id is harmless.
+
+        With an idempotency key it is the job that was first submitted so. Raises KeyReused.
+        """
         limit, patience_us = self.settings.max_queued_evaluations, int(self.settings.patience_seconds * 1e6)
-        answer = await self._run("submit", job_id, kind, lane, count, evaluations, request, limit, patience_us)
-        return _job(job_id, answer)
+        known = (job.id, job.kind, job.lane, job.count, job.evaluations, job.request, limit, patience_us)
+        deadline_ms = 0 if job.deadline_seconds is None else int(job.deadline_seconds * 1000)
+        wishes = (job.owner, job.priority, deadline_ms, job.idempotency_key, job.body_hash)
+        word, *record = await self._run("submit", *known, *wishes)
+        if word == "reused":
+            raise KeyReused
+        return _job(word, record[0]) if record else None
+
+    async def cancel(self, job_id: str) -> tuple[Job, bool] | None:
+        """End a job, and whether it had not ended before; None when there is none."""
+        answer = await self._run("cancel", job_id, self._retention_ms)
+        job = _job(job_id, answer[1]) if answer else None
+        return (job, answer[0] == "canceled") if job else None
+
+    async def delete(self, job_id: str) -> bool:
+        """Cancel a job that has not ended, and forget it; whether there was one."""
+        return bool(await self._run("delete", job_id, self._retention_ms))
+
+    async def jobs(self, owner: str, status: str, dataset: str, most: int, cursor: str) -> tuple[list[Job], str]:
+        """Jobs of a caller, the last one first, and the cursor of what follows; "" at the end."""
+        following, *rest = await self._run("list", owner, status, dataset, most, cursor)
+        return [job for job_id, record in _rows(rest, 2) if (job := _job(job_id, record))], following
+
+    async def is_gone(self, job_id: str) -> bool:
+        """Whether a job ended so long ago that its record is no longer kept."""
+        return bool(await self.redis.exists(f"{self.prefix}gone:{job_id}"))
+
+    async def ahead(self, evaluations: int, priority: int, models: Sequence[str]) -> int:
+        """The network evaluations that would come before those of a job of so many for each image."""
+        patience_us = int(self.settings.patience_seconds * 1e6)
+        return int(await self._run("ahead", evaluations, patience_us, priority, *models))
 
     async def read(self, job_id: str) -> Job | None:
         """The job, or None when there is none, or no longer."""
@@ -215,9 +273,11 @@ class Queue:
             raise EmptyHandsNeeded
         lane, text, is_alone, leaves_more, *rest = answer
         jobs = _rows(rest, 3)
-        requests = {job_id: request for job_id, request, _ in jobs}
+        # A job that was deleted since has no request.
+        requests = {job_id: request for job_id, request, _ in jobs if request}
         submitted = {job_id: float(ms) / 1000 for job_id, _, ms in jobs}
-        return Batch(batch_id, lane, _parts(text), requests, submitted, bool(is_alone), bool(leaves_more))
+        claimed = tuple(part for part in _parts(text) if part.job_id in requests)
+        return Batch(batch_id, lane, claimed, requests, submitted, bool(is_alone), bool(leaves_more))
 
     async def renew(self, done: Mapping[str, Mapping[str, int]]) -> Renewal:
         """Prolong the leases of batches and note the evaluations done of their jobs: {batch: {job: evaluations}}."""
@@ -255,12 +315,15 @@ class Queue:
         return _given_back(answer)
 
     async def reap(self) -> list[GivenBack]:
-        """Give back every batch whose lease has ended."""
+        """Give back every batch whose lease has ended, and end jobs that were not begun in time."""
         attempts = self.settings.max_attempts
         error = JobError(
             code="worker-lost", detail=f"The worker was lost while it computed this job, {attempts} times in all."
         )
-        return _given_back(await self._run("reap", error.model_dump_json(), attempts, self._retention_ms))
+        late = JobError(code="deadline-passed", detail="The job had not begun when its deadline passed.")
+        return _given_back(
+            await self._run("reap", error.model_dump_json(), attempts, self._retention_ms, late.model_dump_json())
+        )
 
     async def forgotten(self, job_ids: Sequence[str]) -> list[str]:
         """Those of the jobs that the queue no longer knows."""
@@ -294,18 +357,17 @@ class Queue:
         """Be told whenever something has come to the queue, and of orders. Messages may be lost with a connection."""
 
         def on_message(text: str) -> None:
-            act, _, model = text.partition(" ")
-            if model:
-                on_order(Order(act == "load", model))
+            act, _, subject = text.partition(" ")
+            if subject:
+                on_order(Order(act, subject))  # type: ignore[arg-type]
             else:
                 on_arrival()
 
         self.redis.link.subscribe(f"{self.prefix}arrivals", on_message)
 
     async def order(self, order: Order) -> int:
-        """Tell all workers to load or unload a model; how many there are to hear it."""
-        text = f"{'load' if order.is_to_load else 'unload'} {order.model}"
-        return int(await self.redis.publish(f"{self.prefix}arrivals", text))
+        """Tell all workers something; how many there are to hear it."""
+        return int(await self.redis.publish(f"{self.prefix}arrivals", f"{order.act} {order.subject}"))
 
     async def announce(self, worker: WorkerState) -> None:
         """Say that a worker lives, and what it holds."""
@@ -377,4 +439,4 @@ def _rows(flat: Sequence[Any], width: int) -> list[tuple[Any, ...]]:
 
 
 def _given_back(answer: Sequence[str]) -> list[GivenBack]:
-    return [GivenBack(job_id, model, outcome == "failed") for job_id, model, outcome in _rows(answer, 3)]
+    return [GivenBack(*row) for row in _rows(answer, 3)]

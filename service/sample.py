@@ -85,6 +85,10 @@ class SampleRequest(SamplingOptions):
     labels: list[LabelField] | None = Field(None, description="One class per image.")
     columns: int | None = Field(None, ge=1, description="Of the grid; about as many as rows if left out.")
     scale: int = Field(1, ge=1, le=16, description="Enlargement of the PNGs, nearest neighbour.")
+    priority: int = Field(0, ge=0, le=9, description="Jobs of a higher one go first.")
+    deadline_seconds: float | None = Field(
+        None, gt=0, le=604_800, description="From submission; a job that has not begun by then expires."
+    )
 
 
 class Resolved(Sampling):
@@ -103,6 +107,8 @@ class Resolved(Sampling):
     labels: list[int | None] | None = Field(description="Classes asked for; null entries are drawn from the seed.")
     columns: int
     scale: int
+    priority: int = 0
+    deadline_seconds: float | None = None
 
 
 class _Checks:
@@ -173,6 +179,8 @@ def resolve(
         labels=labels,
         columns=columns,
         scale=request.scale,
+        priority=request.priority,
+        deadline_seconds=request.deadline_seconds,
     )
 
 

@@ -47,6 +47,13 @@ PREFER_WAIT = {
 }
 """The header in OpenAPI."""
 
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "description": "The same key and body answer the same job for a day, so that a submission can be repeated.",
+}
+
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -90,6 +97,14 @@ def preferred_wait(request: Request) -> int | None:
                 raise refused([FieldError(field="Prefer", message=message)])
             return int(seconds)
     return None
+
+
+def idempotency_key(request: Request) -> str:
+    """The `Idempotency-Key` of a request; "" without one. Raises InvalidRequest for one that is empty or too long."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= 255:
+        raise refused([FieldError(field="Idempotency-Key", message="must have 1 to 255 characters")])
+    return key or ""
 
 
 def prefers_picture(request: Request) -> bool:

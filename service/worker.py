@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from service import __version__, metrics
 from service.catalogue import ModelGone, WorkerState
-from service.delivery import Delivery, insist, sampling_failed
+from service.delivery import Delivery, sampling_failed
 from service.engine import Engine, choose_device, keep_memory, use_threads
 from service.inflight import Inflight, Share
 from service.kinds import kind_of
@@ -225,6 +225,8 @@ class Worker:
             log.exception("batch not understood", lane=batch.lane)
             await self.delivery.give_back(batch, sampling_failed(error))
             return
+        if not shares:  # all its jobs were deleted since
+            return
         self.in_hand[batch.id] = {share.job_id: share for share in shares}
         self._emptied.clear()
         self.inflight.enter(shares)
@@ -263,9 +265,9 @@ class Worker:
                 is_warned = True
                 continue
             renewed, noted, is_warned = time.monotonic(), done, False
-            await self._drop(renewal.lost, renewal.closed)
+            self._drop(renewal.lost, renewal.closed)
 
-    async def _drop(self, lost: Sequence[str], closed: Sequence[str]) -> None:
+    def _drop(self, lost: Sequence[str], closed: Sequence[str]) -> None:
         """Let go of batches that are no longer this worker's, and of jobs that are no longer open."""
         for batch_id in lost:
             shares = self._let_go(batch_id)
@@ -273,7 +275,7 @@ class Worker:
                 log.warning("batch abandoned", model=shares[0].batch.model, jobs=len(shares))
         for batch_id in list(self.in_hand):
             for share in self._let_go(batch_id, closed):
-                await insist(partial(self.queue.hand_back, share.batch, share.job_id))
+                self.delivery.hand_back(share)
 
     def _let_go(self, batch_id: str, jobs: Sequence[str] | None = None) -> list[Share]:
         """Drop the shares of a batch, or those of some jobs, that are not at their end yet; which these were."""
@@ -325,9 +327,11 @@ class Worker:
                 self._have_done(self.engine.settle)
 
     def _on_order(self, order: Order) -> None:
-        """Load or unload a model, as an operator wants it."""
-        if order.model in self.engine.models:
-            self._have_done(partial(self.engine.load if order.is_to_load else self.engine.unload, order.model))
+        """Let go of a job whose caller wants no more of it; load or unload a model, as an operator wants it."""
+        if order.act == "cancel":
+            self._drop([], [order.subject])
+        elif order.subject in self.engine.models:
+            self._have_done(partial(self.engine.load if order.act == "load" else self.engine.unload, order.subject))
 
     def _have_done(self, act: Callable[[], None]) -> None:
         """Have the computing thread change what is in memory, and say so at once."""

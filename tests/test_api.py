@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import zipfile
 from collections.abc import AsyncIterator
 from io import BytesIO
 from typing import Any
@@ -14,10 +15,11 @@ from PIL import Image
 from service.api import create_app
 from service.events import Events
 from service.job import JobError
+from service.kinds import KINDS
 from service.picture import array_bytes
 from service.problems import ProblemDocument
 from service.queue import Order, Queue, new_id
-from service.sample import TRAJECTORY
+from service.sample import TRAJECTORY, Images
 from service.settings import Settings
 from service.store import LocalStore
 from tests.helpers import eventually, facts, next_batch, worker_state
@@ -107,6 +109,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"count": 10**20}, "count"),
     ({"count": True}, "count"),
     ({"count": 2.5}, "count"),
+    ({"priority": 10}, "priority"),
+    ({"priority": -1}, "priority"),
+    ({"deadline_seconds": 0}, "deadline_seconds"),
+    ({"deadline_seconds": 1e9}, "deadline_seconds"),
     ({"seed": -1}, "seed"),
     ({"seed": 2**63}, "seed"),
     ({"seed": 2**63 - 1, "count": 2}, "seed"),
@@ -275,7 +281,11 @@ async def test_models_are_listed_and_found(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [f"/v1/jobs/{{}}{name}" for name in ("", "/grid.png", "/images/0.png", "/trajectory.gif")]
+    "path",
+    [
+        f"/v1/jobs/{{}}{name}"
+        for name in ("", "/grid.png", "/images/0.png", "/trajectory.gif", "/images.npz", "/images.zip")
+    ],
 )
 @pytest.mark.parametrize("job_id", ["0" * 32, "nonsense", "..%2F..%2Fetc%2Fpasswd", "é" * 40])
 async def test_an_unknown_job_is_not_found(client: httpx.AsyncClient, path: str, job_id: str) -> None:
@@ -295,6 +305,139 @@ async def test_results_before_and_after_the_end(client: httpx.AsyncClient, queue
     assert "it was NaN" in problem(await client.get(f"/v1/jobs/{job['id']}/grid.png"), 409, "no-result").detail
     failed = (await client.get(f"/v1/jobs/{job['id']}?wait=30")).json()
     assert (failed["status"], failed["error"]["code"]) == ("failed", "sampling-failed")
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_job_is_canceled_and_stays_so(client: httpx.AsyncClient) -> None:
+    job = (await client.post("/v1/samples", json=GOOD)).json()
+    waiting = asyncio.create_task(client.get(f"{job['links']['self']}?wait=60"))
+    first, again = [await client.post(job["links"]["cancel"]) for _ in range(2)]
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert first.json()["status"] == again.json()["status"] == (await waiting).json()["status"] == "canceled"
+    assert first.json()["finished_at"]
+    for name in ("grid.png", "images/0.png", "images.npz", "images.zip"):
+        assert "canceled" in problem(await client.get(f"{job['links']['self']}/{name}"), 409, "no-result").detail
+
+
+@pytest.mark.usefixtures("offered")
+async def test_what_a_canceled_job_had_finished_can_be_fetched(
+    client: httpx.AsyncClient, queue: Queue, settings: Settings
+) -> None:
+    """Images 0 to 7 of 10 were delivered before."""
+    job = (await client.post("/v1/samples", json=GOOD | {"count": 10, "seed": 5})).json()
+    batch = await next_batch(queue)
+    assert batch is not None
+    store, part = LocalStore(settings.results_dir / settings.queue), batch.parts[0]
+    pixels = np.random.default_rng(0).integers(256, size=(8, 8, 8, 1), dtype=np.uint8)
+    KINDS["sample"].keep(store, part, Images(pixels, [0] * 8))
+    await ended(queue, batch)
+    await client.post(job["links"]["cancel"])
+    here = job["links"]["self"]
+    with Image.open(BytesIO((await client.get(f"{here}/images/7.png")).content)) as picture:
+        assert np.array_equal(np.asarray(picture), pixels[7, ..., 0])
+    assert "not finished" in problem(await client.get(f"{here}/images/8.png"), 409, "no-result").detail
+    problem(await client.get(f"{here}/grid.png"), 409, "no-result")
+    with np.load(BytesIO((await client.get(f"{here}/images.npz")).content)) as arrays:
+        assert np.array_equal(arrays["images"], pixels)
+        assert arrays["index"].tolist() == list(range(8))
+        assert arrays["seeds"].tolist() == list(range(5, 13))
+    with zipfile.ZipFile(BytesIO((await client.get(f"{here}/images.zip")).content)) as files:
+        assert files.namelist() == ["job.json", *(f"{k}.png" for k in range(8))]
+        assert json.loads(files.read("job.json"))["status"] == "canceled"
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_job_is_erased_with_its_result(client: httpx.AsyncClient, queue: Queue, settings: Settings) -> None:
+    job = (await client.post("/v1/samples", json=GOOD)).json()
+    await work(queue, settings)
+    here = job["links"]["self"]
+    assert (await client.get(f"{here}/grid.png")).status_code == 200
+    erased = await client.delete(here)
+    assert (erased.status_code, erased.content) == (204, b"")
+    assert not LocalStore(settings.results_dir / settings.queue).path(job["id"], "").exists()
+    for answer in (await client.get(here), await client.get(f"{here}/grid.png"), await client.delete(here)):
+        problem(answer, 404, "not-found")
+    problem(await client.post(f"{here}/cancel"), 404, "not-found")
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_job_whose_retention_time_is_over_is_gone(settings: Settings, queue: Queue) -> None:
+    app = create_app(settings.model_copy(update={"retention_seconds": 0.01}))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as brief:
+        job = (await brief.post("/v1/samples", json=GOOD)).json()
+        here = job["links"]["self"]
+        await brief.post(f"{here}/cancel")
+        await eventually(lambda: _is_status(brief, here, 410))
+        for path in (here, f"{here}/grid.png", f"{here}/images.zip"):
+            assert "0.01 s ago" in problem(await brief.get(path), 410, "result-expired").detail
+
+
+async def _is_status(client: httpx.AsyncClient, path: str, status: int) -> bool:
+    return (await client.get(path)).status_code == status
+
+
+@pytest.mark.usefixtures("offered")
+async def test_jobs_are_listed_page_by_page(client: httpx.AsyncClient) -> None:
+    made = [(await client.post("/v1/samples", json=GOOD | {"D": D})).json()["id"] for D in (2048, "inf", 2048)]
+    made.append((await client.post("/v1/samples", json={"dataset": "faces", "D": 128})).json()["id"])
+    await client.post(f"/v1/jobs/{made[1]}/cancel")
+    first = (await client.get("/v1/jobs?limit=3")).json()
+    rest = (await client.get("/v1/jobs", params={"limit": 3, "cursor": first["next"]})).json()
+    assert [job["id"] for job in first["jobs"] + rest["jobs"]] == made[::-1]
+    assert rest["next"] is None
+    for query, expected in (("status=canceled", made[1:2]), ("dataset=faces", made[3:]), ("status=failed", [])):
+        assert [job["id"] for job in (await client.get(f"/v1/jobs?{query}")).json()["jobs"]] == expected
+    for query, field in (
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("status=done", "status"),
+        ("cursor=x", "cursor"),
+    ):
+        document = problem(await client.get(f"/v1/jobs?{query}"), 422, "invalid-request")
+        assert [error.field for error in document.errors] == [field]
+
+
+@pytest.mark.usefixtures("offered")
+async def test_a_submission_can_be_repeated(client: httpx.AsyncClient, queue: Queue, settings: Settings) -> None:
+    """With a key and the same body it is the same job, drawn seed and all, and can be waited for."""
+    key = {"Idempotency-Key": "order 7"}
+    first, again = [(await client.post("/v1/samples", json=GOOD, headers=key)).json() for _ in range(2)]
+    assert first == again
+    other = (await client.post("/v1/samples", json=GOOD)).json()
+    assert other["id"] != first["id"]
+    problem(await client.post("/v1/samples", json=GOOD | {"count": 2}, headers=key), 422, "idempotency-key-reused")
+    working = asyncio.create_task(work(queue, settings))
+    ended = await client.post("/v1/samples", json=GOOD, headers=key | {"Prefer": "wait=60"})
+    await working
+    assert (ended.status_code, ended.json()["id"], ended.json()["status"]) == (200, first["id"], "succeeded")
+    for wrong in ("", "k" * 256):
+        refused = await client.post("/v1/samples", json=GOOD, headers={"Idempotency-Key": wrong})
+        assert problem(refused, 422, "invalid-request").errors[0].field == "Idempotency-Key"
+
+
+async def test_an_estimate_says_what_a_request_would_take_and_queues_nothing(
+    client: httpx.AsyncClient, queue: Queue
+) -> None:
+    await queue.announce(worker_state(evaluations_per_second=700.0))
+    await client.post("/v1/samples", json=GOOD | {"count": 100})
+    found = (await client.post("/v1/estimates", json=GOOD | {"count": 20})).json()
+    assert found == {"images": 20, "evaluations": 700, "wait_seconds": 5.0, "run_seconds": 1.0, "refusal": None}
+    urgent = (await client.post("/v1/estimates", json=GOOD | {"priority": 9})).json()
+    assert urgent["wait_seconds"] == 0
+    assert (await queue.census(["digits-d2048"])).evaluations == 3500
+    problem(await client.post("/v1/estimates", json=GOOD | {"count": 0}), 422, "invalid-request")
+    problem(await client.post("/v1/estimates", json=GOOD | {"dataset": "cats"}), 422, "unknown-model")
+
+
+async def test_an_estimate_says_that_a_request_would_be_refused(settings: Settings, queue: Queue) -> None:
+    await queue.announce(worker_state())
+    app = create_app(settings.model_copy(update={"max_queued_evaluations": 100}))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as tight:
+        found = (await tight.post("/v1/estimates", json=GOOD | {"count": 3})).json()
+    assert (found["wait_seconds"], found["run_seconds"]) == (None, None)
+    assert (found["refusal"]["status"], found["refusal"]["code"]) == (503, "queue-full")
 
 
 async def work(queue: Queue, settings: Settings) -> None:
@@ -486,7 +629,7 @@ async def test_the_openapi_document_describes_the_contract(client: httpx.AsyncCl
     submit = paths["/v1/samples"]["post"]
     assert {"200", "202", "409", "413", "415", "422", "503"} <= set(submit["responses"])
     assert {"application/json", "image/png"} == set(submit["responses"]["200"]["content"])
-    assert [parameter["name"] for parameter in submit["parameters"]] == ["Prefer"]
+    assert [parameter["name"] for parameter in submit["parameters"]] == ["Prefer", "Idempotency-Key"]
     assert "count" in submit["requestBody"]["content"]["application/json"]["schema"]["properties"]
 
 
@@ -656,7 +799,7 @@ async def test_an_order_to_load_reaches_the_workers_that_listen(client: httpx.As
         assert response.json()["name"] == "digits-d2048"
     await eventually(lambda: is_done(len(heard) >= 2))
     await listener.close()
-    assert set(heard) == {Order(True, "digits-d2048"), Order(False, "digits-d2048")}
+    assert set(heard) == {Order("load", "digits-d2048"), Order("unload", "digits-d2048")}
 
 
 async def accepted(client: httpx.AsyncClient, act: str) -> httpx.Response | None:

@@ -13,7 +13,18 @@ from redis.exceptions import OutOfMemoryError
 
 from service.job import Job, JobError
 from service.policy import Appetite
-from service.queue import Batch, EmptyHandsNeeded, JobReport, Queue, Renewal, Report, new_id
+from service.queue import (
+    Batch,
+    EmptyHandsNeeded,
+    JobReport,
+    KeyReused,
+    Order,
+    Queue,
+    Renewal,
+    Report,
+    Submission,
+    new_id,
+)
 from service.settings import Settings
 from tests.helpers import LANE, MODELS, eventually, facts, next_batch, worker_state
 
@@ -24,9 +35,9 @@ OTHER_MODEL = "digits-d128|sample|18|heun|exact"
 REQUEST = json.dumps({"dataset": "digits", "D": 2048, "checkpoint_sha256": "0" * 64, "seeds": []})
 
 
-async def submit(queue: Queue, count: int, lane: str = LANE, evaluations: int = 35) -> str:
+async def submit(queue: Queue, count: int, lane: str = LANE, evaluations: int = 35, **wishes: Any) -> str:
     job_id = new_id()
-    assert await queue.submit(job_id, "sample", lane, count, evaluations, REQUEST)
+    assert await queue.submit(Submission(job_id, "sample", lane, count, evaluations, REQUEST, **wishes))
     return job_id
 
 
@@ -80,7 +91,7 @@ async def ended(queue: Queue, batch: Batch, *written: str, jobs: Sequence[str] =
 async def lose(queue: Queue, worker: str = "worker-1") -> list[tuple[str, bool]]:
     """Let a worker die and its leases be reaped: what became of its jobs."""
     await queue.disown(worker)
-    return [(job.job_id, job.has_failed) for job in await queue.reap()]
+    return [(job.job_id, job.outcome == "failed") for job in await queue.reap()]
 
 
 async def audit(queue: Queue) -> None:
@@ -143,7 +154,7 @@ async def test_the_stages_of_a_job_add_up_whoever_computed_it(queue: Queue) -> N
 async def test_repeated_calls_answer_as_the_first(queue: Queue) -> None:
     job_id, batch_id = new_id(), new_id()
     for _ in range(2):
-        assert await queue.submit(job_id, "sample", LANE, 2, 35, REQUEST)
+        assert await queue.submit(Submission(job_id, "sample", LANE, 2, 35, REQUEST))
     first, second = [await claim(queue, batch_id=batch_id) for _ in range(2)]
     assert first == second
     for _ in range(2):
@@ -213,7 +224,7 @@ async def test_a_lease_ends_by_itself_when_nobody_renews_it(queue: Queue, settin
     batch = await claim(hasty)
     assert await renew(hasty, batch, 3)
     lost = await eventually(hasty.reap)
-    assert [(job.job_id, job.model, job.has_failed) for job in lost] == [(job_id, "digits-d2048", False)]
+    assert [(job.job_id, job.model, job.outcome) for job in lost] == [(job_id, "digits-d2048", "requeued")]
 
 
 async def test_a_job_that_loses_every_worker_fails_and_its_batch_mate_does_not(queue: Queue) -> None:
@@ -258,7 +269,7 @@ async def test_images_of_a_failed_job_that_come_later_change_nothing(queue: Queu
     job_id = await submit(strict, 12)
     first, second = await claim(strict), await claim(strict, worker="worker-2")
     [given] = await strict.fail(first, JobError(code="sampling-failed", detail="NaN"))
-    assert given.has_failed
+    assert given.outcome == "failed"
     assert (await strict.complete(second, report(second, job_id))).ended == ()
     job = await job_of(strict, job_id)
     assert (job.status, job.done) == ("failed", 0)
@@ -416,7 +427,7 @@ async def test_a_full_queue_refuses_and_queues_nothing(queue: Queue, settings: S
     tight = Queue(queue.redis, queue.blocking, settings.model_copy(update={"max_queued_evaluations": 100}))
     await submit(tight, 2)
     refused = new_id()
-    assert await tight.submit(refused, "sample", LANE, 1, 35, REQUEST) is None
+    assert await tight.submit(Submission(refused, "sample", LANE, 1, 35, REQUEST)) is None
     assert await tight.read(refused) is None
     await audit(tight)
 
@@ -435,6 +446,147 @@ async def test_a_redis_out_of_memory_refuses_jobs_but_lets_claimed_ones_end(queu
     finally:
         await queue.redis.config_set("maxmemory", "512mb")
     await audit(queue)
+
+
+async def test_a_queued_job_is_canceled_at_once_and_for_good(queue: Queue) -> None:
+    job_id, other = await submit(queue, 5), await submit(queue, 1)
+    job, is_now = await queue.cancel(job_id) or (None, False)
+    assert job
+    assert (job.status, job.is_finished, is_now) == ("canceled", True, True)
+    assert list((await claim(queue)).requests) == [other]
+    job, is_now = await queue.cancel(job_id) or (None, True)
+    assert job
+    assert (job.status, is_now) == ("canceled", False)
+    assert await queue.cancel(new_id()) is None
+    await audit(queue)
+
+
+async def test_a_running_job_is_canceled_and_what_was_done_of_it_stays(queue: Queue) -> None:
+    """Workers are told; what they deliver of it afterwards changes nothing, and batch mates are not disturbed."""
+    heard: list[Order] = []
+    listener = Queue.open(queue.settings)
+    listener.listen(lambda: None, heard.append)
+    await listener.read(new_id())
+    job_id, mate = await submit(queue, 10), await submit(queue, 2)
+    first, second = await claim(queue), await claim(queue)
+    await queue.complete(first, report(first))
+    await queue.cancel(job_id)
+    job = await job_of(queue, job_id)
+    assert (job.status, job.done, job.progress().images_done) == ("canceled", 8, 8)
+    await eventually(lambda: is_done(heard == [Order("cancel", job_id)]))
+    assert (await queue.renew({second.id: {job_id: 35, mate: 35}})).closed == (job_id,)
+    assert await ended(queue, second, mate) == [mate]
+    assert (await job_of(queue, job_id)).status == "canceled"
+    await listener.close()
+    await audit(queue)
+
+
+async def is_done(condition: bool) -> bool:
+    return condition
+
+
+async def test_a_deleted_job_is_as_if_it_had_never_been(queue: Queue) -> None:
+    """Queued, running or ended; a claim that is answered again leaves it out."""
+    queued, running, done = await submit(queue, 3, OTHER_LANE), await submit(queue, 4), await submit(queue, 4)
+    batch = await claim(queue, batch_id="b")
+    await ended(queue, batch, done, jobs=[done])
+    for job_id in (queued, running, done):
+        assert await queue.delete(job_id)
+        assert not await queue.delete(job_id)
+        assert await queue.read(job_id) is None
+        assert not await queue.is_gone(job_id)
+    assert (await claim(queue, batch_id="b")).parts == ()
+    assert await ended(queue, batch) == []
+    assert await queue.jobs("", "", "", 10, "") == ([], "")
+    await audit(queue)
+
+
+async def test_a_job_that_is_not_begun_in_time_expires(queue: Queue) -> None:
+    late, begun, patient = [await submit(queue, 1, deadline_seconds=seconds) for seconds in (0.002, 0.002, 600)]
+    batch = await claim(queue, room=1)
+    assert list(batch.requests) == [late]
+    late, begun = begun, late
+    outcomes = await eventually(queue.reap)
+    assert [(job.job_id, job.outcome) for job in outcomes] == [(late, "expired")]
+    job = await job_of(queue, late)
+    assert (job.status, job.error and job.error.code) == ("expired", "deadline-passed")
+    assert await ended(queue, batch, begun) == [begun]
+    assert (await job_of(queue, patient)).status == "queued"
+    assert await queue.redis.zcard(f"{queue.prefix}deadlines") == 1
+    await audit(queue)
+
+
+async def test_a_higher_priority_goes_first_however_long_its_path(queue: Queue) -> None:
+    plain = await submit(queue, 1)
+    high = await submit(queue, 1, OTHER_LANE, 500, priority=9)
+    higher_than_plain = await submit(queue, 1, priority=1)
+    assert (await job_of(queue, plain)).place == 2
+    order = [await claim(queue, room=1) for _ in range(3)]
+    assert [list(batch.requests) for batch in order] == [[high], [higher_than_plain], [plain]]
+    submitted = [next(iter(batch.submitted.values())) for batch in order]
+    assert submitted == sorted(submitted)
+
+
+async def test_a_repeated_submission_with_a_key_is_the_same_job(queue: Queue) -> None:
+    """For one caller; another body is refused, and after the job has gone the key makes another."""
+
+    async def with_key(body: str, owner: str = "") -> Job | None:
+        submission = Submission(new_id(), "sample", LANE, 1, 35, REQUEST, owner, 0, None, "cafe", body)
+        return await queue.submit(submission)
+
+    first, again, other = await with_key("aa"), await with_key("aa"), await with_key("aa", "someone")
+    assert first
+    assert again
+    assert other
+    assert first.id == again.id != other.id
+    with pytest.raises(KeyReused):
+        await with_key("bb")
+    await queue.delete(first.id)
+    after = await with_key("aa")
+    assert after
+    assert after.id != first.id
+    await audit(queue)
+
+
+async def test_jobs_are_listed_by_caller_the_last_first(queue: Queue) -> None:
+    mine = [await submit(queue, 1, owner="me") for _ in range(7)]
+    await submit(queue, 1, owner="you")
+    await queue.cancel(mine[2])
+    found, cursor = list[Job](), ""
+    for length in (3, 3, 1):
+        page, cursor = await queue.jobs("me", "", "", 3, cursor)
+        assert len(page) == length
+        found += page
+    assert cursor == ""
+    assert [job.id for job in found] == mine[::-1]
+    assert [job.id for job in (await queue.jobs("me", "canceled", "", 3, ""))[0]] == [mine[2]]
+    assert len((await queue.jobs("me", "", "digits", 100, ""))[0]) == 7
+    assert await queue.jobs("me", "", "faces", 100, "") == ([], "")
+    assert await queue.jobs("nobody", "", "", 100, "") == ([], "")
+
+
+async def test_a_job_leaves_no_more_than_a_trace(queue: Queue, settings: Settings) -> None:
+    """After its retention time; the list of its caller forgets it with the next submission."""
+    brief = Queue(queue.redis, queue.blocking, settings.model_copy(update={"retention_seconds": 0.01}))
+    job_id = await submit(brief, 1)
+    await brief.cancel(job_id)
+    await eventually(lambda: _is_forgotten(brief, job_id))
+    assert await brief.is_gone(job_id)
+    other = await submit(brief, 1)
+    assert await queue.redis.zrange(f"{queue.prefix}jobs:", 0, -1) == [other]
+
+
+async def _is_forgotten(queue: Queue, job_id: str) -> bool:
+    return await queue.read(job_id) is None
+
+
+async def test_what_comes_before_a_job_is_what_is_under_way_and_due_earlier(queue: Queue) -> None:
+    await submit(queue, 10)
+    await claim(queue)
+    await submit(queue, 4, OTHER_LANE, 100)
+    assert await queue.ahead(100, 0, MODELS) == 10 * 35 + 4 * 100
+    assert await queue.ahead(35, 0, MODELS) == 10 * 35
+    assert await queue.ahead(500, 9, MODELS) == 8 * 35
 
 
 async def test_census_counts_what_waits(queue: Queue) -> None:
@@ -502,7 +654,7 @@ class Chaos:
         self.jobs: list[str] = []
 
     async def act(self) -> None:
-        acts = [self.submit, self.claim, self.claim, self.lose]
+        acts = [self.submit, self.submit, self.claim, self.claim, self.lose, self.cancel, self.delete]
         if self.held:
             acts += [self.complete_one, self.complete_one, self.fail, self.hand_back]
         await self.rng.choice(acts)()
@@ -515,6 +667,17 @@ class Chaos:
         worker = f"worker-{self.rng.randrange(3)}"
         if batch := await next_batch(self.queue, self.rng.randint(1, 16), worker=worker):
             self.held.append(batch)
+
+    async def cancel(self) -> None:
+        if self.jobs:
+            await self.queue.cancel(self.rng.choice(self.jobs))
+
+    async def delete(self) -> None:
+        """Of few jobs, or nothing would be left."""
+        if self.jobs and self.rng.random() < 0.3:
+            self.jobs.remove(job_id := self.rng.choice(self.jobs))
+            assert await self.queue.delete(job_id)
+            assert await self.queue.read(job_id) is None
 
     async def lose(self) -> None:
         await lose(self.queue, f"worker-{self.rng.randrange(3)}")
@@ -553,5 +716,8 @@ async def test_counters_never_drift_whatever_happens(queue: Queue, seed: int) ->
     while batch := await next_batch(queue, 16):
         await chaos.complete(batch)
     await audit(queue)
-    assert {(await job_of(queue, job_id)).status for job_id in chaos.jobs} <= {"succeeded", "failed"}
+    assert {(await job_of(queue, job_id)).status for job_id in chaos.jobs} <= {"succeeded", "failed", "canceled"}
+    listed, rest = await queue.jobs("", "", "", 1000, "")
+    assert [job.id for job in listed] == chaos.jobs[::-1]
+    assert rest == ""
     assert (await queue.census(MODELS)).evaluations == 0

@@ -26,7 +26,7 @@ from service import metrics
 from service.catalogue import Catalogue, OfferedModel
 from service.job import Job, JobError
 from service.kinds import KINDS
-from service.queue import Census, JobReport, Order, Queue, Report, new_id
+from service.queue import Census, JobReport, Order, Queue, Report, Submission, new_id
 from service.sample import TRAJECTORY, Images, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
@@ -78,7 +78,8 @@ async def submit(settings: Settings, queue: Queue) -> Submit:
         resolved = resolve(request, model, "exact", settings.max_count, settings.max_pixels)
         kind, job_id = KINDS["sample"], new_id()
         lane, cost = kind.lane(resolved), kind.evaluations(resolved)
-        assert await queue.submit(job_id, kind.name, lane, resolved.count, cost, resolved.model_dump_json())
+        text = resolved.model_dump_json()
+        assert await queue.submit(Submission(job_id, kind.name, lane, resolved.count, cost, text))
         return job_id
 
     return submit
@@ -302,6 +303,31 @@ async def _is_empty_handed(worker: Worker) -> bool:
     return not worker.in_hand
 
 
+async def test_a_canceled_job_leaves_the_device_within_two_evaluations(
+    settings: Settings, queue: Queue, submit: Submit
+) -> None:
+    """And others go on; what was computed of it was in vain."""
+    async with working(settings) as worker:
+        before = metric("pfgmpp_network_evaluations_total", kind="wasted")
+        job_id = await submit(count=64, steps=1000)
+        await eventually(lambda: _is_computed(worker))
+        assert await queue.cancel(job_id)
+        worker._on_order(Order("cancel", job_id))
+        calls = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128")
+        await eventually(lambda: _is_empty_handed(worker))
+        other = await ended(queue, await submit(count=1, steps=2))
+        after = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128")
+    assert (await ended(queue, job_id)).status == "canceled"
+    assert other.status == "succeeded"
+    assert calls <= after <= calls + 2 + other.evaluations
+    assert metric("pfgmpp_network_evaluations_total", kind="wasted") > before
+    assert await queue.redis.zcard(f"{queue.prefix}leases") == 0
+
+
+async def _is_computed(worker: Worker) -> bool:
+    return any(share.evaluations_done for shares in worker.in_hand.values() for share in shares.values())
+
+
 async def test_a_job_that_lost_a_worker_runs_alone(settings: Settings, queue: Queue, submit: Submit) -> None:
     """It waits until the worker's hands are empty, and nothing joins it."""
     async with working(settings):
@@ -400,7 +426,7 @@ async def test_a_batch_that_cannot_be_sampled_fails_with_the_reason(
         good = resolve(SampleRequest(dataset="points", D=128, label=1), model, "exact", 10, 10**6)
         bad = Resolved.model_validate(good.model_dump() | {"labels": [99]})
         job_id = new_id()
-        await queue.submit(job_id, "sample", KINDS["sample"].lane(bad), 1, 7, bad.model_dump_json())
+        await queue.submit(Submission(job_id, "sample", KINDS["sample"].lane(bad), 1, 7, bad.model_dump_json()))
         job = await ended(queue, job_id)
         assert (await ended(queue, await submit())).status == "succeeded", "the worker goes on"
     assert (job.status, job.attempts) == ("failed", 3)
@@ -514,15 +540,15 @@ async def test_a_model_is_unloaded_and_loaded_by_order_and_when_it_is_asked_for(
         return model is not None and bool(model.loaded_on) == wanted
 
     async with working(settings):
-        assert await queue.order(Order(is_to_load=False, model="points-d128")) == 1
+        assert await queue.order(Order("unload", "points-d128")) == 1
         await eventually(lambda: is_loaded(False))
-        await queue.order(Order(is_to_load=True, model="points-d128"))
+        await queue.order(Order("load", "points-d128"))
         await eventually(lambda: is_loaded(True))
-        await queue.order(Order(is_to_load=False, model="points-d128"))
+        await queue.order(Order("unload", "points-d128"))
         await eventually(lambda: is_loaded(False))
         assert (await ended(queue, await submit())).status == "succeeded"
         await eventually(lambda: is_loaded(True))
-        assert await queue.order(Order(is_to_load=False, model="points-d128")) == 1
+        assert await queue.order(Order("unload", "points-d128")) == 1
         await eventually(lambda: is_loaded(False))
 
 

@@ -22,10 +22,10 @@ local function answer(lane, text, alone)
   for _, part in ipairs(parts(text)) do
     if not seen[part[1]] then
       seen[part[1]] = true
-      local job = redis.call('HMGET', P .. 'job:' .. part[1], 'request', 'submitted_ms')
+      local job = redis.call('HMGET', P .. 'job:' .. part[1], 'request', 'submitted_ms', 'priority')
       told[#told + 1] = part[1]
       told[#told + 1] = job[1] or ''
-      told[#told + 1] = job[2] or '0'
+      told[#told + 1] = tostring((job[2] or 0) - (job[3] or 0) * PRIORITY_US / 1000)
     end
   end
   return told

@@ -1,5 +1,9 @@
 -- Put before every script. KEYS[1] is the prefix `pfgmpp:{queue}:`; every key of the queue:
 --   job:<id>        hash    one job; expires a retention time after its end
+--   gone:<id>       string  a job whose record has expired; for a day
+--   jobs:<owner>    zset    jobs of a caller -> when they were submitted [us]
+--   idempotency:<owner>:<key>  string  "job body-hash" of a submission that may be repeated; for a day
+--   deadlines       zset    jobs that expire if they are not begun -> when [ms]
 --   lane:<lane>     zset    jobs with unclaimed images -> when they are due [us]; lane = model|kind|...
 --   lanes:<model>   zset    lanes of a model that hold such jobs -> score of the head
 --   lane-images     hash    lane -> unclaimed images
@@ -11,8 +15,11 @@
 --   worker:<id>     hash    what a worker says of itself; expires with its heartbeat
 --   wake:<model>    list    at most 64 tokens for idle workers
 --   events          pub/sub "<job> <status>" at each change, "<job> progress" in between
---   arrivals        pub/sub for workers at work: the model for which something waits that did not before, or an order
+--   arrivals        pub/sub for workers at work: the model for which something waits that did not before, or an order:
+--                           "load <model>", "unload <model>", "cancel <job>"
 local P = KEYS[1]
+local DAY_MS = 86400000
+local PRIORITY_US = 1e12  -- by which a level of priority comes earlier: more than any path postpones
 
 local function now_us()
   local t = redis.call('TIME')
@@ -89,7 +96,7 @@ end
 -- Move an open job to a terminal state: nothing of it stays queued, counted or reserved.
 local function finish(id, status, err, t, retention_ms)
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'lane', 'queued', 'count', 'done', 'evaluations', 'status')
+  local job = redis.call('HMGET', key, 'lane', 'queued', 'count', 'done', 'evaluations', 'status', 'deadline_ms')
   local lane = job[1]
   local unclaimed = 0
   for _, range in ipairs(ranges(job[2])) do unclaimed = unclaimed + range[2] end
@@ -102,7 +109,17 @@ local function finish(id, status, err, t, retention_ms)
   if job[6] == 'running' then redis.call('HINCRBY', P .. 'load', 'running:' .. model_of(lane), -1) end
   redis.call('HSET', key, 'status', status, 'queued', '', 'finished_ms', t, 'error', err)
   redis.call('PEXPIRE', key, retention_ms)
+  redis.call('SET', P .. 'gone:' .. id, '', 'PX', retention_ms + DAY_MS)
+  if job[7] then redis.call('ZREM', P .. 'deadlines', id) end
   publish(id, status)
+end
+
+-- End an open job because its caller wants no more of it; workers that hold images of it let go of them.
+local function cancel(id, t, retention_ms)
+  if redis.call('HGET', P .. 'job:' .. id, 'status') == 'running' then
+    redis.call('PUBLISH', P .. 'arrivals', 'cancel ' .. id)
+  end
+  finish(id, 'canceled', '', t, retention_ms)
 end
 
 -- Give the images of a batch back to their lanes, or those of one of its jobs; jobs run alone from now on if the loss

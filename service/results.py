@@ -1,0 +1,75 @@
+"""What is fetched of a job: its images one by one, as arrays, or as files in a ZIP."""
+
+import io
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from service.job import Job
+from service.kinds import KINDS
+from service.picture import Pixels, png, read_array
+from service.problems import NoResult, NotFinished
+from service.store import LocalStore
+
+
+def with_result(job: Job) -> Job:
+    """The job, which has a result. Raises NotFinished or NoResult."""
+    if not job.is_finished:
+        raise NotFinished(f"job {job.id} is {job.status}; follow it at /v1/jobs/{job.id}?wait=30")
+    if job.status != "succeeded":
+        raise NoResult(f"job {job.id} {job.status}" + (f": {job.error.detail}" if job.error else ""))
+    return job
+
+
+def with_images(job: Job) -> Job:
+    """The job, which has images: all, or if it was canceled those that were finished. Raises as `with_result`."""
+    return job if job.status == "canceled" and job.done else with_result(job)
+
+
+def pieces(store: LocalStore, job: Job) -> list[tuple[int, Pixels]]:
+    """The images of a job, as the places of the first and images [n, H, W, C] each. Raises OSError."""
+    if job.status == "succeeded":
+        return [(0, read_array(store.path(job.id, "images.npy"), is_mapped=True))]
+    kept = KINDS[job.kind].kept(store, job.id)
+    return sorted(((part.start, output.images) for part, output in kept.items()), key=lambda piece: piece[0])
+
+
+def image(store: LocalStore, job: Job, k: int) -> bytes:
+    """Image k as PNG. Raises OSError, or NoResult for one that a canceled job lacks."""
+    for start, images in pieces(store, job):
+        if start <= k < start + len(images):
+            return png(images[k - start], job.request["scale"])
+    raise NoResult(f"image {k} of job {job.id} was not finished when the job was canceled")
+
+
+def npz(store: LocalStore, job: Job) -> bytes:
+    """`images` [n, H, W, C], `index` [n] (their places in the job), `seeds` [n], `labels` [n] where there are classes.
+
+    Raises OSError.
+    """
+    index, images = _all(store, job)
+    arrays: dict[str, Any] = {"images": images, "index": index, "seeds": np.array(job.seeds)[index]}
+    if job.labels:
+        arrays["labels"] = np.array(job.labels)[index]
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def archive(store: LocalStore, job: Job) -> bytes:
+    """A ZIP with a PNG for every image, named by its place, and the job as JSON. Raises OSError."""
+    index, images = _all(store, job)
+    content, digits = io.BytesIO(), len(str(job.count - 1))
+    with zipfile.ZipFile(content, "w") as file:
+        file.writestr("job.json", job.view().model_dump_json(indent=1))
+        for k, pixels in zip(index, images, strict=True):
+            file.writestr(f"{k:0{digits}}.png", png(pixels, job.request["scale"]))
+    return content.getvalue()
+
+
+def _all(store: LocalStore, job: Job) -> "tuple[np.ndarray[tuple[int], np.dtype[np.int64]], Pixels]":
+    """The places of all images there are, and those."""
+    found = pieces(store, job)
+    index = np.concatenate([np.arange(start, start + len(images)) for start, images in found])
+    return index, np.concatenate([images for _, images in found])
