@@ -16,5 +16,5 @@ def bar(about: str) -> Iterator[Callable[[int, int], object]]:
     with Progress(
         *columns, console=console, disable=not console.is_terminal, redirect_stdout=False, transient=True
     ) as shown:
-        task = shown.add_task(about)
+        task = shown.add_task(about, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total)

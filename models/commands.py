@@ -237,7 +237,7 @@ def _evaluator(
     inception = Inception(weights) if weights else None
     images = data_of(data)
     models = contestants(files_of(files), images)
-    with bar("features of real images") as report:
+    with bar(f"real images of {images.name}") as report:
         evaluator = Evaluator(images, count, fit, inception, report)
     typer.echo(f"{measured_with(evaluator, count)}\n\n{head(evaluator.network.measure)}")
     return evaluator, models

@@ -84,7 +84,7 @@ def _loaded(path: Path) -> torch.jit.ScriptModule:
             warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
             return torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-any-return,no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as TorchScript ({_first_line(error)}); {INSTEAD}") from error
+        raise ValueError(f"{path}: cannot be read as TorchScript ({_first_sentence(error)}); {INSTEAD}") from error
 
 
 def _check(path: Path, network: torch.jit.ScriptModule) -> None:
@@ -92,7 +92,7 @@ def _check(path: Path, network: torch.jit.ScriptModule) -> None:
     try:
         answer = _answer(network, torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     except (RuntimeError, torch.jit.Error) as error:
-        raise ValueError(f"{path}: does not take images ({_first_line(error)}); {INSTEAD}") from error
+        raise ValueError(f"{path}: does not take images ({_first_sentence(error)}); {INSTEAD}") from error
     found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
     if found != (2, FEATURES) or not answer.isfinite().all():
         raise ValueError(f"{path}: answers two images with {found}, not with {FEATURES} features each; {INSTEAD}")
@@ -109,5 +109,5 @@ def _as_rgb(images: UInt8Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, 1).expand(-1, 3, -1, -1).contiguous()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
