@@ -1,9 +1,13 @@
 """The commands of the model side: train, judge, import, inspect. What they need is imported when one runs."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from models.evaluate import Evaluator
+    from models.report import Contestant
 
 
 def train(
@@ -72,17 +76,13 @@ def dataset(
     most: Annotated[int | None, typer.Option("--max-images", help="Of the first ones.", min=1)] = None,
 ) -> None:
     """Pack images of any size into a ZIP to train on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
+    from models.bar import bar
     from models.pack import pack, parse_size
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
         size = parse_size(resolution)
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("pack")
-            count = pack(source, output, size, crop, most, lambda k, n: bar.update(task, completed=k, total=n))
+        with bar("pack") as report:
+            count = pack(source, output, size, crop, most, report)
     except (ValueError, OSError) as error:
         _give_up(str(error))
     typer.echo(f"wrote {output}: {count:,} images")
@@ -139,42 +139,67 @@ def judge(
         )
 
 
+Files = Annotated[list[Path], typer.Argument(help="Checkpoints, or folders of them.")]
 Data = Annotated[
     Path | None, typer.Option("--data", help="A ZIP or folder of the images that they were trained on; the digits.")
+]
+Count = Annotated[
+    int, typer.Option(help="Images of each; without --inception the data set must have twice as many.", min=20)
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--inception", help="inception-2015-12-05.pt of StyleGAN2-ADA, for FID; else a classifier is trained."
+    ),
 ]
 Fit = Annotated[int, typer.Option("--classifier-images", help="That the classifier sees in training.", min=128)]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)]
 
 
 def evaluate(
-    files: Annotated[list[Path], typer.Argument(help="Checkpoints.")],
+    files: Files,
     data: Data = None,
-    count: Annotated[int, typer.Option(help="Images of each; the data set must have twice as many.", min=20)] = 600,
+    count: Count = 600,
+    first_seed: Annotated[int, typer.Option(help="Of the images; the others follow.", min=0, max=2**62)] = 0,
+    rounds: Annotated[
+        int, typer.Option(help="Of count images each, with other seeds; the least distance is named too.", min=1)
+    ] = 1,
     chosen: Annotated[
         list[str] | None, typer.Option("-s", "--set", help="How to sample, such as solver=ipndm; repeatable.")
     ] = None,
     neighbours: Annotated[
         Path | None, typer.Option(help="A PNG of images, and under each the training image nearest to it.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", help="Keep all figures there; what it holds already is not computed again.")
+    ] = None,
+    weights: Weights = None,
     fit: Fit = 120_000,
     threads: Threads = None,
 ) -> None:
-    """Compare images of models with their data set, by the features of a classifier that is trained on it first."""
-    from models.report import HEAD, results, write_json, write_neighbours
+    """Compare images of models with their data set, by features of Inception or of a classifier trained on it first."""
+    from models.figures import Figures, Minimum
+    from models.report import draw_neighbours, minimum_row, results, row, sampling_of
 
     try:
-        evaluator, models = _evaluator(files, data, count, fit, threads)
-        images = list[Any]()
-        typer.echo(HEAD)
+        choice = _choice(chosen or [])
+        figures = Figures.read(output) if output else Figures()
+        evaluator, models = _evaluator(files, data, count, weights, fit, threads)
+        seeds = [range(start, start + count) for start in range(first_seed, first_seed + rounds * count, count)]
         found = []
-        for each in results(evaluator, models, [_choice(chosen or [])], count, images.append):
-            typer.echo(each.row)
+        for each in results(evaluator, models, [choice], seeds, figures.find):
+            typer.echo(row(each))
+            figures.add(each)
             found.append(each)
-        if output:
-            write_json(output, evaluator, found)
+            if rounds > 1 and len(found) % rounds == 0:
+                minimum = Minimum.of(found[-rounds:])
+                typer.echo(minimum_row(minimum))
+                figures.add(minimum)
+            if output:
+                figures.write(output)
         if neighbours:
-            write_neighbours(neighbours, images[0][:16], evaluator.neighbours(images[0][:16])[0])
+            sampling = sampling_of(models[0].model, choice)
+            draw_neighbours(neighbours, evaluator, next(models[0].batches(seeds[0][:16], sampling))[0])
     except (ValueError, OSError, ArithmeticError) as error:
         _give_up(str(error))
 
@@ -183,54 +208,59 @@ def study(
     field: Annotated[
         str, typer.Argument(help="What to vary: D, or a field of sampling such as alpha, bits, steps, guidance.")
     ],
-    files: Annotated[list[Path], typer.Argument(help="Checkpoints.")],
+    files: Files,
     values: Annotated[str | None, typer.Option(help="Of the field, with commas, such as 0,0.1,0.2.")] = None,
     data: Data = None,
-    count: Annotated[int, typer.Option(help="Images of each; the data set must have twice as many.", min=20)] = 600,
+    count: Count = 600,
     output: Annotated[Path, typer.Option("-o", "--output", help="The plot; a CSV file is written beside it.")] = Path(
         "study.png"
     ),
+    weights: Weights = None,
     fit: Fit = 120_000,
     threads: Threads = None,
 ) -> None:
     """Draw how good models are against D, or against how they are sampled: the reason to choose D."""
-    from models.report import HEAD, draw_study, results, write_csv
+    from models.report import draw_study, results, row, write_csv
 
     try:
         if (values is None) != (field == "D"):
             raise ValueError("--values: needed for every field but D, which is that of the files")
         _check_plot(output)
         choices = [_choice([f"{field}={value}"]) for value in values.split(",")] if values else [{}]
-        evaluator, models = _evaluator(files, data, count, fit, threads)
-        typer.echo(HEAD)
+        evaluator, models = _evaluator(files, data, count, weights, fit, threads)
         found = []
-        for each in results(evaluator, models, choices, count):
-            typer.echo(each.row)
+        for each in results(evaluator, models, choices, [range(count)]):
+            typer.echo(row(each))
             found.append(each)
         write_csv(output.with_suffix(".csv"), field, found)
-        draw_study(output, field, found, evaluator.floor)
+        draw_study(output, field, found, evaluator)
     except (ValueError, OSError, ArithmeticError) as error:
         _give_up(str(error))
     typer.echo(f"wrote {output} and {output.with_suffix('.csv')}", err=True)
 
 
-def _evaluator(files: list[Path], data: Path | None, count: int, fit: int, threads: int | None) -> Any:
-    """The evaluator of a data set, and the models, which must be of such images; says what it measures with."""
+def _evaluator(
+    files: list[Path], data: Path | None, count: int, weights: Path | None, fit: int, threads: int | None
+) -> "tuple[Evaluator, list[Contestant]]":
+    """The evaluator of a data set, and the models, which must be of such images.
+
+    Says what it measures with, above the head of the table.
+    """
     import torch
 
+    from models.bar import bar
     from models.evaluate import Evaluator
-    from models.report import data_of, models_of
+    from models.inception import Inception
+    from models.report import contestants, data_of, files_of, head, measured_with
 
     if threads:
         torch.set_num_threads(threads)
+    inception = Inception(weights) if weights else None
     images = data_of(data)
-    models = models_of(files, images)
-    evaluator = Evaluator(images, count, fit)
-    typer.echo(
-        f"Features: of a classifier of {evaluator.classifier.task} of {images.name}, trained here, right on "
-        f"{evaluator.classifier.accuracy:.1%} of held-out images (so this is no FID).\n"
-        f"Fréchet distance between {count:,} real images and as many others: {evaluator.floor:.3f}.\n"
-    )
+    models = contestants(files_of(files), images)
+    with bar(f"real images of {images.name}") as report:
+        evaluator = Evaluator(images, count, fit, inception, report)
+    typer.echo(f"{measured_with(evaluator, count)}\n\n{head(evaluator.network.measure)}")
     return evaluator, models
 
 

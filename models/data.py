@@ -69,6 +69,13 @@ class Dataset:
         """Their classes, [B, classes] in float32; None without classes."""
         return torch.eye(len(self.classes))[self.labels[chosen]] if self.classes else None
 
+    def fingerprint(self) -> str:
+        """The SHA-256 of all images and labels, in hexadecimal."""
+        digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
     def first(self, count: int) -> "Dataset":
         """The first images alone."""
         return replace(self, images=self.images[:count], labels=self.labels[:count])

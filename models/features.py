@@ -20,8 +20,12 @@ HELD_OUT = 10
 class Classifier:
     """Trained on a data set by its classes, or where it has none, to tell by how many quarters an image is turned."""
 
+    measure = "Fréchet distance"
+    """What the Fréchet distance of its features may be called: not FID, for they are not Inception's."""
+
     def __init__(self, data: Dataset, images: int = IMAGES):
         torch.manual_seed(0)
+        self._data, self._images = data.name, images
         self._turns = not data.classes
         self.network = _network(data.shape[0], data.shape[1], 4 if self._turns else len(data.classes))
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -35,6 +39,11 @@ class Classifier:
     def task(self) -> str:
         """What it was trained for, in words."""
         return "how an image is turned" if self._turns else "classes"
+
+    @property
+    def about(self) -> str:
+        """Whose features they are, in words."""
+        return f"a classifier of {self.task} of {self._data}, trained here with {self._images:,} images"
 
     def features(self, images: UInt8Array) -> FloatArray:
         """[M, FEATURES] of images [M, H, W, C]."""

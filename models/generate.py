@@ -4,7 +4,7 @@ Every batch is cut into sizes in which the network was seen to give the same bit
 filled up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from models.shapes import Shapes, filled
 from models.solvers import solver_of
 
 BALANCED_BATCH = 64
-"""Images of `balanced` that walk together."""
+"""Images of `balanced_batches` that walk together."""
 
 UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -181,22 +181,32 @@ class Generator:
         return torch.cat([self.model.network(*part) for part in parts])
 
 
+def balanced_batches(generator: Generator, seeds: range, sampling: Sampling) -> Iterator[tuple[UInt8Array, list[int]]]:
+    """Batches of images [n, H, W, C] of the seeds with classes in turn, and those classes; without classes none.
+
+    Raises FloatingPointError as `Walk.images` does.
+    """
+    classes = len(generator.model.card.classes)
+    for start in range(0, len(seeds), BALANCED_BATCH):
+        own = seeds[start : start + BALANCED_BATCH]
+        walk = generator.walk(own, [seed % classes if classes else None for seed in own], sampling)
+        while not walk.is_finished:
+            generator.evaluate([walk])
+        yield walk.images(), walk.labels
+
+
 def balanced(
     generator: Generator, count: int, sampling: Sampling, report: Callable[[int], object] = lambda done: None
 ) -> tuple[UInt8Array, list[int]]:
-    """The images [M, H, W, C] of seeds 0..count-1 with classes in turn, and those classes; without classes none.
+    """All images [M, H, W, C] of seeds 0..count-1, and their classes, as `balanced_batches` makes them.
 
-    `report` is told how many there are. Raises FloatingPointError as `Walk.images` does.
+    `report` is told how many there are.
     """
-    classes, batches = len(generator.model.card.classes), list[UInt8Array]()
-    labels = [seed % classes for seed in range(count)] if classes else []
-    for start in range(0, count, BALANCED_BATCH):
-        seeds = range(start, min(start + BALANCED_BATCH, count))
-        walk = generator.walk(seeds, labels[seeds.start : seeds.stop] or [None] * len(seeds), sampling)
-        while not walk.is_finished:
-            generator.evaluate([walk])
-        batches.append(walk.images())
-        report(seeds.stop)
+    batches, labels = list[UInt8Array](), list[int]()
+    for images, own in balanced_batches(generator, range(count), sampling):
+        batches.append(images)
+        labels += own
+        report(sum(map(len, batches)))
     return np.concatenate(batches), labels
 
 

@@ -189,10 +189,8 @@ def _mnist(path: Path) -> Source:
 
 def _lmdb(path: Path) -> Source:
     """The images in an LMDB, as LSUN has them."""
-    try:
-        import lmdb
-    except ModuleNotFoundError as error:
-        raise DataError(f"{path}: to read an LMDB: pip install 'pfgmpp-serve[train]'") from error
+    import lmdb
+
     try:
         database = lmdb.open(str(path), readonly=True, lock=False)
         count = database.stat()["entries"]

@@ -59,7 +59,7 @@ class Racer:
         card = self.run.card(Progress(self.run.images_seen, math.nan, 0.0, math.nan))
         frechet = math.inf
         with suppress(FloatingPointError):  # too early
-            frechet = evaluator.evaluate(*_images(card, self.run, count)).frechet
+            frechet = evaluator.evaluate([_images(card, self.run, count)]).frechet
         return Mark(self.name, self.run.recipe.seed, self.seconds, self.run.images_seen, frechet)
 
 

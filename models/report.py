@@ -1,10 +1,12 @@
 """Tables, CSV files, plots and pictures of what models are worth: the commands `evaluate` and `study`."""
 
 import csv
-import json
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,39 +14,64 @@ from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import ValidationError
 
-from models.card import field_errors, format_D
+from models.bar import bar
+from models.card import checkpoint_files, field_errors, format_D, read_card
 from models.checkpoint import Model, load
 from models.data import Dataset, UInt8Array, cache_folder, load_digits, load_images
 from models.evaluate import Evaluation, Evaluator
-from models.generate import BALANCED_BATCH, Generator, balanced
+from models.figures import Minimum, Result, Trial
+from models.generate import BALANCED_BATCH, Generator, balanced_batches
 from models.quantize import quantized
 from models.sampling import Sampling
-from models.shapes import steady_shapes
-
-HEAD = (
-    "| model | sampled with | Fréchet distance | kernel distance | precision | recall | recognised | nearest |\n"
-    "|---|---|---|---|---|---|---|---|"
-)
+from models.shapes import Shapes, steady_shapes
 
 
-class Result(NamedTuple):
-    """An evaluation, and of what."""
+@dataclass(frozen=True)
+class Contestant:
+    """A model under the name of its file, which tells the states of one run apart."""
 
-    model: str
-    D: float
-    choice: dict[str, Any]
-    evaluation: Evaluation
+    name: str
+    model: Model
 
-    @property
-    def row(self) -> str:
-        """A row of the table under HEAD."""
-        each = self.evaluation
-        choice = ", ".join(f"{name} {value}" for name, value in self.choice.items()) or "the defaults"
-        recognised = "" if each.recognised is None else f"{each.recognised:.1%}"
-        return (
-            f"| {self.model} | {choice} | {each.frechet:.3f} | {each.kernel:.5f} | {each.precision:.3f} "
-            f"| {each.recall:.3f} | {recognised} | {each.nearest:.3f} |"
-        )
+    @cached_property
+    def shapes(self) -> Shapes:
+        """The batch sizes in which it is run, whatever the weights."""
+        return steady_shapes(self.model, BALANCED_BATCH)
+
+    def batches(self, seeds: range, sampling: Sampling) -> Iterator[tuple[UInt8Array, list[int]]]:
+        """Batches of its images, and their classes."""
+        model = self.model
+        if sampling.bits:
+            model = replace(model, network=quantized(model.network, sampling.bits, sampling.quantized))
+        return balanced_batches(Generator(model, self.shapes), seeds, sampling)
+
+
+def head(measure: str) -> str:
+    """The head of the table; the measure is what the Fréchet distance is called."""
+    return (
+        f"| model | sampled with | seeds | {measure} | kernel distance | precision | recall | recognised | nearest |\n"
+        "|---|---|---|---|---|---|---|---|---|"
+    )
+
+
+def row(result: Result) -> str:
+    """A row of the table under the head."""
+    each, seeds = result.evaluation, result.trial.seeds
+    recognised = "" if each.recognised is None else f"{each.recognised:.1%}"
+    return (
+        f"| {result.model} | {_described(result.trial.sampling)} | {seeds[0]}-{seeds[-1]} | {each.frechet:.3f} "
+        f"| {each.kernel:.5f} | {each.precision:.3f} | {each.recall:.3f} | {recognised} | {each.nearest:.3f} |"
+    )
+
+
+def minimum_row(minimum: Minimum) -> str:
+    """A row of the table for several rounds."""
+    how = _described(minimum.trial.sampling)
+    return f"| {minimum.model} | {how} | minimum of {minimum.rounds} rounds | {minimum.minimum:.3f} | | | | | |"
+
+
+def _described(sampling: Sampling) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sampling.model_dump(exclude_defaults=True).items())
 
 
 def data_of(path: Path | None) -> Dataset:
@@ -52,11 +79,31 @@ def data_of(path: Path | None) -> Dataset:
     return load_digits() if path is None else load_images(path, cache_folder())
 
 
-def models_of(files: Sequence[Path], data: Dataset) -> list[Model]:
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """Checkpoints, and those of folders: in the order of the images they were trained on if their cards tell.
+
+    Those that do not tell come last, in the order of their names. Raises ValueError naming a folder without any, or a
+    file that is none.
+    """
+    found = list[Path]()
+    for path in paths:
+        own = sorted(checkpoint_files(path), key=_age) if path.is_dir() else [path]
+        if not own:
+            raise ValueError(f"{path}: holds no .safetensors files")
+        found += own
+    return found
+
+
+def _age(file: Path) -> tuple[float, str]:
+    images = read_card(file).training.get("images")
+    return (float(images) if isinstance(images, int | float) else math.inf, file.name)
+
+
+def contestants(files: Sequence[Path], data: Dataset) -> list[Contestant]:
     """Models of images like those of a data set. Raises ValueError naming one that is not."""
-    found = [load(file) for file in files]
-    for file, model in zip(files, found, strict=True):
-        about = (model.card.shape, len(model.card.classes))
+    found = [Contestant(file.stem, load(file)) for file in files]
+    for file, each in zip(files, found, strict=True):
+        about = (each.model.card.shape, len(each.model.card.classes))
         if about != (data.shape, len(data.classes)):
             raise ValueError(
                 f"{file}: its images and classes, {about[0]} and {about[1]}, are not those of {data.name}, "
@@ -80,43 +127,73 @@ def sampling_of(model: Model, choice: dict[str, Any]) -> Sampling:
 
 def results(
     evaluator: Evaluator,
-    models: Sequence[Model],
+    contestants: Sequence[Contestant],
     choices: Sequence[dict[str, Any]],
-    count: int,
-    keep: Callable[[UInt8Array], object] = lambda images: None,
+    rounds: Sequence[range],
+    known: Callable[[Trial], Result | None] = lambda trial: None,
 ) -> Iterator[Result]:
-    """Every model with every choice of sampling; `keep` is given the images of each."""
-    plans = [(model, choice, sampling_of(model, choice)) for model in models for choice in choices]
-    for model, choice, sampling in plans:
-        chosen = model
-        if sampling.bits:
-            chosen = Model(
-                model.card, quantized(model.network, sampling.bits, sampling.quantized), model.sha256, model.device
+    """Every model with every choice of sampling in every round of seeds; those known are not found again.
+
+    Raises ValueError before the first when one cannot be sampled so.
+    """
+    plans = [(each, sampling_of(each.model, choice)) for each in contestants for choice in choices]
+    for each, sampling in plans:
+        for seeds in rounds:
+            trial = _trial(evaluator, each.model, sampling, seeds)
+            yield known(trial) or Result(
+                model=each.name,
+                D=each.model.card.D,
+                trial=trial,
+                evaluation=evaluator.evaluate(_watched(each.name, each.batches(seeds, sampling), len(seeds))),
+                torch=torch.__version__,
             )
-        images, labels = balanced(Generator(chosen, steady_shapes(chosen, BALANCED_BATCH)), count, sampling)
-        keep(images)
-        yield Result(model.card.name, model.card.D, choice, evaluator.evaluate(images, labels))
 
 
-def write_json(path: Path, evaluator: Evaluator, found: Sequence[Result]) -> None:
-    """All figures, and what they were measured with."""
-    about = {
-        "features": f"a classifier of {evaluator.classifier.task} of {evaluator.data.name}, trained here",
-        "classifier_accuracy": evaluator.classifier.accuracy,
-        "frechet_of_real_images": evaluator.floor,
-        "torch": torch.__version__,
-        "results": [
-            {"model": each.model, "D": format_D(each.D), "sampling": each.choice, **each.evaluation._asdict()}
-            for each in found
-        ],
-    }
-    path.write_text(json.dumps(about, indent=1))
+def _trial(evaluator: Evaluator, model: Model, sampling: Sampling, seeds: range) -> Trial:
+    return Trial(
+        sha256=model.sha256,
+        sampling=sampling,
+        first_seed=seeds.start,
+        images=len(seeds),
+        data=evaluator.data.name,
+        fingerprint=evaluator.fingerprint,
+        features=evaluator.network.about,
+        classifier=evaluator.classifier.about if evaluator.classifier else None,
+    )
 
 
-def write_neighbours(path: Path, images: UInt8Array, nearest: UInt8Array) -> None:
+def _watched(
+    name: str, batches: Iterator[tuple[UInt8Array, list[int]]], total: int
+) -> Iterator[tuple[UInt8Array, list[int]]]:
+    """The same batches, with a progress bar until the last is there."""
+    done = 0
+    with bar(name) as report:
+        for images, labels in batches:
+            done += len(images)
+            report(done, total)
+            yield images, labels
+
+
+def measured_with(evaluator: Evaluator, count: int) -> str:
+    """Whose features are compared with what, in words."""
+    classifier, name = evaluator.classifier, evaluator.data.name
+    accuracy = f"right on {classifier.accuracy:.1%} of held-out images" if classifier else ""
+    if evaluator.floor is not None:
+        return (
+            f"Features: of {evaluator.network.about}, {accuracy} (so this is no FID).\n"
+            f"Fréchet distance between {count:,} real images and as many others: {evaluator.floor:.3f}."
+        )
+    recognises = f"{classifier.about}, {accuracy}" if classifier else f"nobody, for {name} has no classes"
+    return (
+        f"Features: of {evaluator.network.about}; FID is against all {len(evaluator.data):,} images of {name}.\n"
+        f"Classes are recognised by {recognises}."
+    )
+
+
+def draw_neighbours(path: Path, evaluator: Evaluator, images: UInt8Array) -> None:
     """Generated images in a row, and under each the training image that is nearest to it."""
     gap = ((0, 0), (1, 1), (1, 1), (0, 0))
-    framed = (np.pad(each, gap, constant_values=96) for each in (images, nearest))
+    framed = (np.pad(each, gap, constant_values=96) for each in (images, evaluator.neighbours(images)[0]))
     rows = [np.concatenate(list(each), axis=1) for each in framed]
     picture = Image.fromarray(np.concatenate(rows).squeeze())
     scale = max(1, 64 // images.shape[1])
@@ -128,12 +205,13 @@ def write_csv(path: Path, field: str, found: Sequence[Result]) -> None:
     with path.open("w", newline="") as file:
         lines = csv.writer(file)
         varied = [] if field == "D" else [field]
-        lines.writerow(["model", "D", *varied, *Evaluation._fields])
+        lines.writerow(["model", "D", *varied, *Evaluation.model_fields])
         for each in found:
-            lines.writerow([each.model, format_D(each.D), *(each.choice[name] for name in varied), *each.evaluation])
+            values = (getattr(each.trial.sampling, name) for name in varied)
+            lines.writerow([each.model, format_D(each.D), *values, *each.evaluation.model_dump().values()])
 
 
-def draw_study(path: Path, field: str, found: Sequence[Result], floor: float) -> None:
+def draw_study(path: Path, field: str, found: Sequence[Result], evaluator: Evaluator) -> None:
     """Fréchet distance and precision and recall against the field, a line for every model; or against D."""
     figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -147,16 +225,17 @@ def draw_study(path: Path, field: str, found: Sequence[Result], floor: float) ->
         axes[1].plot(
             at, [each.evaluation.recall for each in own], "--", marker="s", color=line.get_color(), label="recall"
         )
-    axes[0].axhline(floor, color="grey", linewidth=1, linestyle=":", label="real against real")
-    axes[0].set_ylabel("Fréchet distance")
+    if evaluator.floor is not None:
+        axes[0].axhline(evaluator.floor, color="grey", linewidth=1, linestyle=":", label="real against real")
+    axes[0].set_ylabel(evaluator.network.measure)
     axes[1].set_ylabel("precision, recall")
     for each in axes:
         each.set_xlabel(field)
         each.grid(alpha=0.3)
         each.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
-    figure.suptitle("In the features of a classifier that was trained here", fontsize=10)
+    figure.suptitle(f"Features: {evaluator.network.about}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 
 def _place(field: str, result: Result) -> float:
-    return result.D if field == "D" else float(result.choice[field])
+    return result.D if field == "D" else float(getattr(result.trial.sampling, field))

@@ -23,6 +23,9 @@ FILE_WIDTH = 200
 MOST_SEEDS = 1_000_000
 """Of a span; the service takes fewer in one request."""
 
+EXTRAS = {"torch": "worker", "safetensors": "worker", "sklearn": "train", "lmdb": "train", "matplotlib": "train"}
+"""Which extra of the package brings a module."""
+
 EXIT_FAILED = 1
 EXIT_MISCONFIGURED = 2
 
@@ -36,6 +39,18 @@ app = typer.Typer(
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [PFGMPP_HOST; 127.0.0.1].")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [PFGMPP_PORT; 8000].")]
+
+
+@contextmanager
+def naming_the_extra(command: str) -> Iterator[None]:
+    """End the program with one line that says what to install when a command lacks a module of an extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRAS:
+            raise
+        give_up(f"{command} needs {module}: pip install 'pfgmpp-serve[{EXTRAS[module]}]'", EXIT_MISCONFIGURED)
 
 
 @app.command()
@@ -97,13 +112,10 @@ def worker(
 
     settings = read_settings(metrics_port=metrics_port)
     need_redis(settings)
-    try:
-        with uncollected():
-            from uvicorn.loops.auto import auto_loop_factory
+    with naming_the_extra("worker"), uncollected():
+        from uvicorn.loops.auto import auto_loop_factory
 
-            from service.worker import Misconfigured, Worker
-    except ModuleNotFoundError as error:
-        give_up(f"a worker needs {error.name}: pip install 'pfgmpp-serve[worker]'", EXIT_MISCONFIGURED)
+        from service.worker import Misconfigured, Worker
     from service.logs import configure
     from service.metrics import MULTIPROCESS_DIR
 
@@ -325,4 +337,4 @@ def give_up(message: str, status: int) -> NoReturn:
 
 
 for command in sorted(entry_points(group="pfgmpp.commands"), key=lambda entry: entry.name):
-    app.command(command.name)(command.load())
+    app.command(command.name)(naming_the_extra(command.name)(command.load()))
