@@ -12,7 +12,7 @@ serve: .venv/serve.done
 	@exec $(BIN)/pfgmpp serve $(SERVE_OPTIONS)
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 check: .venv/test.done
 	$(BIN)/ruff format --check .

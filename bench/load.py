@@ -5,7 +5,7 @@ all of a mixture waits for it at once.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
@@ -23,7 +23,10 @@ from bench.workload import Network, Workbench
 Class = Literal["short", "long"]
 Mode = Literal["in-flight", "by-key"]
 
-JOBS: dict[Class, dict[str, int]] = {"short": {"count": 1, "steps": 5}, "long": {"count": 64, "steps": 40}}
+Jobs = Mapping[Class, Mapping[str, int]]
+
+JOBS: Jobs = {"short": {"count": 1, "steps": 5}, "long": {"count": 64, "steps": 40}}
+QUICK_JOBS: Jobs = {"short": {"count": 1, "steps": 2}, "long": {"count": 16, "steps": 10}}
 SHORTS_PER_LONG = 12
 LOADS = (0.4, 0.6, 0.8)
 JUDGED_LOAD = 0.8
@@ -60,7 +63,9 @@ def burst(longs: int) -> list[Arrival]:
 def measure(bench: Workbench) -> Findings:
     """Latencies by class at every load, and the throughput of both when work never ends."""
     network = bench.network("digits")
-    seconds, rounds, longs = (3.0, 1, 2) if bench.is_quick else (SECONDS, bench.rounds, BURST_LONGS)
+    jobs, seconds, rounds, longs = (
+        (QUICK_JOBS, 1.5, 1, 2) if bench.is_quick else (JOBS, SECONDS, bench.rounds, BURST_LONGS)
+    )
     findings = Findings()
     with ExitStack() as stack:
         options: dict[str, Any] = {"memory": bench.memory, "model_store": network.store, "compile": False, "threads": 1}
@@ -68,7 +73,7 @@ def measure(bench: Workbench) -> Findings:
             "in-flight": stack.enter_context(running(batching="inflight", **options)),
             "by-key": stack.enter_context(running(batching="by-key", **options)),
         }
-        trial = Trial(network, {mode: Client(service.url) for mode, service in services.items()})
+        trial = Trial(network, jobs, {mode: Client(service.url) for mode, service in services.items()})
         trial.run(burst(2))
         bursts = [trial.run(burst(longs)) for _ in range(rounds)]
         capacity = median(each["by-key"]["jobs_per_second"] for each in bursts)
@@ -79,7 +84,7 @@ def measure(bench: Workbench) -> Findings:
             ]
             for load in LOADS
         }
-    findings.details = {"jobs": JOBS, "capacity_jobs_per_second": capacity, "bursts": bursts, "loads": sweep}
+    findings.details = {"jobs": jobs, "capacity_jobs_per_second": capacity, "bursts": bursts, "loads": sweep}
     findings.figures = _figures(bursts, sweep[JUDGED_LOAD])
     return findings
 
@@ -87,8 +92,9 @@ def measure(bench: Workbench) -> Findings:
 class Trial:
     """One stream of arrivals after the other, each offered to every service in turn."""
 
-    def __init__(self, network: Network, clients: dict[Mode, Client]):
+    def __init__(self, network: Network, jobs: Jobs, clients: dict[Mode, Client]):
         self.network = network
+        self.jobs = jobs
         self.clients = clients
         self._runs = 0
 
@@ -101,12 +107,12 @@ class Trial:
         }
 
     def _offer(self, client: Client, stream: Sequence[Arrival]) -> dict[str, Any]:
-        before, started, late, jobs = calls(client), time.monotonic(), 0.0, []
+        before, started, late, submitted = calls(client), time.monotonic(), 0.0, []
         for arrival in stream:
             time.sleep(max(0.0, started + arrival.seconds - time.monotonic()))
             late = max(late, time.monotonic() - started - arrival.seconds)
-            jobs.append(client.submit({"dataset": self.network.name, "D": 2048} | JOBS[arrival.kind]))
-        ended = [client.ended(job) for job in jobs]
+            submitted.append(client.submit({"dataset": self.network.name, "D": 2048, **self.jobs[arrival.kind]}))
+        ended = [client.ended(job) for job in submitted]
         seconds = time.monotonic() - started
         latency = {
             kind: [
@@ -114,7 +120,7 @@ class Trial:
                 for job, arrival in zip(ended, stream, strict=True)
                 if arrival.kind == kind
             ]
-            for kind in JOBS
+            for kind in self.jobs
         }
         evaluations = sum(job["progress"]["evaluations_total"] for job in ended)
         made = calls(client)

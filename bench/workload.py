@@ -32,7 +32,7 @@ class Workbench:
     """For what lasts: stores and compiled networks."""
     rounds: int = 5
     is_quick: bool = False
-    """A few short runs, to see that everything works; the figures mean little."""
+    """A few short runs of as few steps as there can be, to see that everything works; the figures mean little."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -50,7 +50,7 @@ class Workbench:
             link.symlink_to(SHIPPED / link.name)
         elif not (store / f"{CIFAR10.name}.safetensors").exists():
             untrained_checkpoint(store)
-        return Network(name, store, 18 if name == "digits" else 2)
+        return Network(name, store, 18 if name == "digits" and not self.is_quick else 2)
 
     @property
     def networks(self) -> list[Network]:

@@ -1,5 +1,6 @@
 """A real Redis server for the whole run; every test has a queue of its own in it."""
 
+import os
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,9 @@ from bench.running import until
 from service.embedded import die_with_parent, find_server, server_command
 from service.queue import Queue
 from service.settings import Settings
+
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Of torch, here and in all processes that are started: threads that wait for a busy core are slow."""
 
 
 @pytest.fixture

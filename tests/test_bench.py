@@ -120,7 +120,7 @@ def test_a_place_that_is_not_there_is_refused_before_anything_is_measured(tmp_pa
 
 @pytest.mark.parametrize(
     "parts",
-    [("png", "scheduler", "engine"), ("overhead",), ("start",), ("service",), ("workers",), ("load",)],
+    [("png", "scheduler", "engine", "overhead"), ("start",), ("service", "workers"), ("load",)],
     ids="+".join,
 )
 def test_a_short_run(tmp_path: Path, parts: tuple[str, ...]) -> None:

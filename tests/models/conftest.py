@@ -1,19 +1,11 @@
-"""Models for the tests, loaded once, and one thread for all of them: threads that wait for a busy core are slow."""
-
-from collections.abc import Iterator
+"""Models for the tests, loaded once."""
 
 import pytest
 
 from models import checkpoint
 from models.card import SHIPPED
 from models.checkpoint import Model
-from tests.models.helpers import card, random_tensors, torch_threads
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    with torch_threads(1):
-        yield
+from tests.models.helpers import card, random_tensors
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from tests.models.helpers import card, random_tensors, torch_threads
 from tests.models.test_commands import plain
 
 RNG = np.random.default_rng(0)
-QUICK = ["--count", "40", "--classifier-images", "2560", "--threads", "1"]
+QUICK = ["--count", "20", "--classifier-images", "2560", "--threads", "1"]
 MODELS = [str(SHIPPED / f"digits-d{D}.safetensors") for D in ("128", "inf")]
 
 

@@ -351,7 +351,6 @@ def test_options_that_are_not_supported_are_named(path: Path, changes: dict[str,
         ({"ema": Module("EDMPrecond", _modules={"model": Module("Other")})}, "class 'Other' is none of SongUNet"),
         ({"ema": Module("EDMPrecond", _modules={"model": Module("SongUNet")})}, "does not note its img_channels"),
     ],
-    ids=str,
 )
 def test_other_contents_are_refused(path: Path, contents: Any, reason: str) -> None:
     with pytest.raises(CheckpointError, match=f"{path}: .*{reason}"):
