@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from models.card import Card
 from models.checkpoint import Model
 from models.data import Dataset
 from models.evaluate import Evaluator
-from models.generate import BALANCED_BATCH, Generator, balanced
+from models.generate import BALANCED_BATCH, Generator, balanced_batches
 from models.recipe import Recipe
 from models.sampling import Sampling
 from models.shapes import Shapes
@@ -57,15 +56,11 @@ class Racer:
     def judged(self, evaluator: Evaluator, count: int) -> Mark:
         """What its averaged weights are worth now."""
         card = self.run.card(Progress(self.run.images_seen, math.nan, 0.0, math.nan))
-        frechet = math.inf
+        generator = Generator(Model(card, self.run.ema, "", self.run.device), Shapes((BALANCED_BATCH,), (1.0,)))
+        sampling, frechet = Sampling(steps=card.default_steps), math.inf
         with suppress(FloatingPointError):  # too early
-            frechet = evaluator.evaluate([_images(card, self.run, count)]).frechet
+            frechet = evaluator.evaluate(balanced_batches(generator, range(count), sampling)).frechet
         return Mark(self.name, self.run.recipe.seed, self.seconds, self.run.images_seen, frechet)
-
-
-def _images(card: Card, run: Run, count: int) -> "tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], list[int]]":
-    model = Model(card, run.ema, "", run.device)
-    return balanced(Generator(model, Shapes((BALANCED_BATCH,), (1.0,))), count, Sampling(steps=card.default_steps))
 
 
 def race(
