@@ -6,16 +6,18 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import __version__, results
+from service.access import Caller, Keys
 from service.catalogue import OfferedModel
 from service.door import Door, Estimate
 from service.job import CURSOR, Job, JobList, JobView, Status
 from service.picture import film, path, png, read_array
 from service.problems import (
     BodyTooLarge,
+    Forbidden,
     Gone,
     Incomplete,
     InvalidRequest,
@@ -27,9 +29,12 @@ from service.problems import (
     NotJson,
     NotReady,
     NoWorker,
+    OverQuota,
     QueueFull,
     QueueUnavailable,
+    TooMany,
     TooSlow,
+    Unauthorized,
 )
 from service.sample import TRAJECTORY, SampleRequest
 from service.settings import Settings
@@ -45,7 +50,8 @@ from service.wire import (
     read_json_body,
 )
 
-router = APIRouter()
+router = APIRouter(responses=problem_responses(Unauthorized))
+health = APIRouter()
 
 PNG = {"content": {"image/png": {}}, "description": "The picture."}
 NPZ = {"content": {"application/octet-stream": {}}, "description": "A file for `numpy.load`."}
@@ -57,6 +63,18 @@ def door_of(request: Request) -> Door:
     """What stands behind the routes; asked for plainly, which costs a tenth of a dependency."""
     door: Door = request.app.state.door
     return door
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def admit_admin(request: Request) -> None:
+    """Raise Forbidden unless an administrator asks."""
+    if not caller_of(request).is_admin:
+        raise Forbidden("this is for keys of administrators")
 
 
 SAMPLE_BODY = {"required": True, "content": {"application/json": {"schema": SampleRequest.model_json_schema()}}}
@@ -78,7 +96,7 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
             "content": PNG["content"],
             "description": "With `Prefer: wait=N`: the job has ended; with `Accept: image/png`, its grid.",
         },
-        **problem_responses(*REFUSALS, KeyConflict, NoResult),
+        **problem_responses(*REFUSALS, KeyConflict, NoResult, TooMany, OverQuota),
     },
     openapi_extra={"parameters": [PREFER_WAIT, IDEMPOTENCY_KEY], "requestBody": SAMPLE_BODY},
 )
@@ -90,7 +108,7 @@ async def submit(request: Request) -> Response:
     door, wait, key = door_of(request), preferred_wait(request), idempotency_key(request)
     body = await read_json_body(request, door.settings.max_body_bytes)
     with patience_of(request, wait or 0, is_for_end=True) as patience:
-        job = await door.submit(body, patience, key)
+        job = await door.submit(body, patience, caller_of(request), key)
     if job.is_finished and prefers_picture(request):
         response = await _grid(door, results.with_result(job))
     else:
@@ -125,7 +143,7 @@ async def jobs(
     cursor: Annotated[str, Query(pattern=CURSOR, description="`next` of the list before.")] = "",
 ) -> JobList:
     """The caller's jobs, the last submitted first, for as long as they are kept."""
-    found, following = await door_of(request).jobs(status or "", dataset, limit, cursor)
+    found, following = await door_of(request).jobs(caller_of(request), status or "", dataset, limit, cursor)
     return JobList(jobs=[job.view() for job in found], next=following or None)
 
 
@@ -140,7 +158,7 @@ async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     """The job; with `wait`, at its next change of status or after so many seconds."""
     door = door_of(request)
     with patience_of(request, wait) as patience:
-        found = await door.job(job_id, patience)
+        found = await door.job(job_id, caller_of(request), patience)
     return _job_response(found, waits_for=await door.lack(found))
 
 
@@ -160,7 +178,7 @@ async def cancel(job_id: str, request: Request) -> Response:
 
     Its images that were finished before stay: `/images/{k}.png`, `.npz` and `.zip`.
     """
-    job, is_now = await door_of(request).cancel(job_id)
+    job, is_now = await door_of(request).cancel(job_id, caller_of(request))
     return _job_response(job, 202 if is_now else 200)
 
 
@@ -174,7 +192,7 @@ async def cancel(job_id: str, request: Request) -> Response:
 )
 async def delete(job_id: str, request: Request) -> Response:
     """Erases a job and its result; one that has not ended is canceled."""
-    await door_of(request).delete(job_id)
+    await door_of(request).delete(job_id, caller_of(request))
     return Response(status_code=204)
 
 
@@ -193,7 +211,7 @@ def _job_response(job: Job, status: int = 200, waits_for: str | None = None) -> 
 async def grid(job_id: str, request: Request) -> Response:
     """The grid as PNG; its text chunks hold what it takes to make it again."""
     door = door_of(request)
-    job = await door.finished(job_id)
+    job = await door.finished(job_id, caller_of(request))
     return _known(request, job, "grid") or await _grid(door, job)
 
 
@@ -212,7 +230,7 @@ async def _grid(door: Door, job: Job) -> Response:
 async def image(job_id: str, k: str, request: Request) -> Response:
     """Image k, counted from 0, as PNG, enlarged as the job's `scale` says."""
     door = door_of(request)
-    job = await door.with_images(job_id)
+    job = await door.with_images(job_id, caller_of(request))
     if k not in map(str, range(job.count)):
         raise NotFound(f"job {job_id} has the images 0 to {job.count - 1}")
     return _known(request, job, k) or await _result(job, k, partial(results.image, door.store, job, int(k)))
@@ -228,7 +246,7 @@ async def image(job_id: str, k: str, request: Request) -> Response:
 async def images_npz(job_id: str, request: Request) -> Response:
     """Arrays `images` [n, H, W, C] of bytes, `index` [n] (their places in the job), `seeds` and, if any, `labels`."""
     door = door_of(request)
-    job = await door.with_images(job_id)
+    job = await door.with_images(job_id, caller_of(request))
     content = partial(results.npz, door.store, job)
     return _known(request, job, "npz") or await _result(job, "npz", content, "application/octet-stream")
 
@@ -243,7 +261,7 @@ async def images_npz(job_id: str, request: Request) -> Response:
 async def images_zip(job_id: str, request: Request) -> Response:
     """A PNG for every image, named by its place in the job, and the job itself as `job.json`."""
     door = door_of(request)
-    job = await door.with_images(job_id)
+    job = await door.with_images(job_id, caller_of(request))
     content = partial(results.archive, door.store, job)
     return _known(request, job, "zip") or await _result(job, "zip", content, "application/zip")
 
@@ -274,7 +292,7 @@ async def trajectory_picture(job_id: str, request: Request) -> Response:
 
 async def _trajectory(request: Request, job_id: str, form: Literal["gif", "png"]) -> Response:
     door = door_of(request)
-    finished = await door.finished(job_id)
+    finished = await door.finished(job_id, caller_of(request))
     if not finished.request.get("trajectory"):
         raise NotFound(f'job {job_id} kept no trajectory; ask for one with "trajectory": true')
 
@@ -333,7 +351,8 @@ async def model(dataset: str, D: str, request: Request) -> OfferedModel:
     status_code=202,
     tags=["models"],
     summary="Have a model loaded",
-    responses=problem_responses(NoSuchModel, NoWorker, QueueUnavailable),
+    responses=problem_responses(Forbidden, NoSuchModel, NoWorker, QueueUnavailable),
+    dependencies=[Depends(admit_admin)],
 )
 async def load_model(dataset: str, D: str, request: Request) -> OfferedModel:
     """Tells every worker that serves it to load it now; its `loaded_on` will show which have."""
@@ -345,20 +364,21 @@ async def load_model(dataset: str, D: str, request: Request) -> OfferedModel:
     status_code=202,
     tags=["models"],
     summary="Free the memory of a model",
-    responses=problem_responses(NoSuchModel, NoWorker, QueueUnavailable),
+    responses=problem_responses(Forbidden, NoSuchModel, NoWorker, QueueUnavailable),
+    dependencies=[Depends(admit_admin)],
 )
 async def unload_model(dataset: str, D: str, request: Request) -> OfferedModel:
     """Tells every worker to unload it unless it is at work with it; it stays on offer, and loads when asked for."""
     return await door_of(request).order(dataset, D, is_to_load=False)
 
 
-@router.get("/livez", tags=["health"], summary="Whether the process answers")
+@health.get("/livez", tags=["health"], summary="Whether the process answers")
 async def livez() -> dict[str, str]:
     """Answers as long as the process does."""
     return {"status": "alive"}
 
 
-@router.get(
+@health.get(
     "/readyz", tags=["health"], summary="Whether a request would be served", responses=problem_responses(NotReady)
 )
 async def readyz(request: Request) -> dict[str, Any]:
@@ -372,7 +392,8 @@ async def readyz(request: Request) -> dict[str, Any]:
     tags=["health"],
     summary="Prometheus metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}}, **problem_responses(QueueUnavailable)},
+    responses={200: {"content": {"text/plain": {}}}, **problem_responses(Forbidden, QueueUnavailable)},
+    dependencies=[Depends(admit_admin)],
 )
 async def metrics(request: Request) -> Response:
     """The queue as it is now, this process, and the local workers of `pfgmpp serve`."""
@@ -396,8 +417,8 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Samples PFGM++ image models: one family with PFGM at D = 1 and diffusion at D = infinity.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         # Not by `include_router`, whose routes are matched twice and through one more layer: 35 us a request.
-        routes=router.routes,
+        routes=[*health.routes, *router.routes],
         lifespan=lifespan,
     )
-    install(app)
+    install(app, Keys(settings.keys_file) if settings.keys_file else None)
     return app

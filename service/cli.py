@@ -39,6 +39,10 @@ app = typer.Typer(
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [PFGMPP_HOST; 127.0.0.1].")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on [PFGMPP_PORT; 8000].")]
+Server = Annotated[str, typer.Option(envvar="PFGMPP_SERVER", help="The service.")]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="PFGMPP_KEY", help="An API key, where one is needed.", show_default=False)
+]
 
 
 @contextmanager
@@ -65,6 +69,7 @@ def serve(
     from service.supervisor import CannotListen, Supervisor
 
     settings = read_settings(host=host, port=port, workers=workers)
+    check_access(settings)
     configure("serve", settings.log_format)
     try:
         status = asyncio.run(Supervisor(settings).run())
@@ -80,6 +85,7 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
 
     settings = read_settings(host=host, port=port)
     need_redis(settings)
+    check_access(settings)
     with uncollected():
         import uvicorn
 
@@ -155,7 +161,8 @@ def sample(
         Path | None, typer.Option(help="Also write how the images came about: FILE.gif, or FILE.png side by side.")
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("grid.png"),
-    server: Annotated[str, typer.Option(envvar="PFGMPP_SERVER", help="The service.")] = "http://127.0.0.1:8000",
+    server: Server = "http://127.0.0.1:8000",
+    key: ApiKey = None,
 ) -> None:
     """Ask a running service for images and write them as one PNG grid."""
     from rich.console import Console
@@ -185,7 +192,7 @@ def sample(
         console=Console(stderr=True),
     )
     try:
-        client = Client(server)
+        client = Client(server, key)
         with bar:
             job = client.submit(request)
             task = bar.add_task(job.status, total=job.progress.evaluations_total)
@@ -208,9 +215,7 @@ def sample(
 
 
 @app.command()
-def models(
-    server: Annotated[str, typer.Option(envvar="PFGMPP_SERVER", help="The service.")] = "http://127.0.0.1:8000",
-) -> None:
+def models(server: Server = "http://127.0.0.1:8000", key: ApiKey = None) -> None:
     """List what a running service can sample."""
     from rich.console import Console
     from rich.table import Table
@@ -219,7 +224,7 @@ def models(
     from service.client import Client, ClientError
 
     try:
-        offered = Client(server).models()
+        offered = Client(server, key).models()
     except ClientError as error:
         give_up(str(error), EXIT_FAILED)
     table = Table("data set", "D", "pixels", "classes", "steps", "parameters", "loaded on", "licence", box=None)
@@ -232,6 +237,64 @@ def models(
         row = (model.dataset, str(model.D), pixels, str(len(model.classes)), steps, parameters, loaded, model.license)
         table.add_row(*map(Text, row))
     Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
+
+
+keys = typer.Typer(help="API keys: make, list and revoke them.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(keys, name="keys")
+
+KeysFile = Annotated[Path, typer.Option("--file", envvar="PFGMPP_KEYS_FILE", help="Where their hashes are kept.")]
+
+
+@keys.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    file: KeysFile,
+    admin: Annotated[bool, typer.Option("--admin", help="Sees all jobs, orders models, reads metrics.")] = False,
+    per_minute: Annotated[int | None, typer.Option(help="Most submissions a minute.", min=1)] = None,
+    evaluations: Annotated[int | None, typer.Option(help="Most network evaluations not done.", min=1)] = None,
+    jobs: Annotated[int | None, typer.Option(help="Most jobs not ended.", min=1)] = None,
+) -> None:
+    """Make a key and print it, this once; services that use the file know it at once."""
+    from service.access import AccessError, Caller, Keys
+
+    limits = {"submissions_per_minute": per_minute, "queued_evaluations": evaluations, "open_jobs": jobs}
+    try:
+        typer.echo(Keys(file).add(Caller(name=name, is_admin=admin, **limits)))
+    except ValidationError:
+        give_up(f"{name!r}: must be 1 to 64 letters, digits, dots, - and _", EXIT_MISCONFIGURED)
+    except AccessError as error:
+        give_up(str(error), EXIT_MISCONFIGURED)
+
+
+@keys.command("list")
+def list_keys(file: KeysFile) -> None:
+    """List whose keys there are, and what they may."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from service.access import AccessError, Keys
+
+    table = Table("name", "made", "admin", "a minute", "evaluations", "jobs", box=None)
+    try:
+        for key in Keys(file).read():
+            limits = (key.submissions_per_minute, key.queued_evaluations, key.open_jobs)
+            shown = ("-" if limit is None else f"{limit:,}" for limit in limits)
+            table.add_row(key.name, f"{key.created_at:%Y-%m-%d %H:%M}", "yes" if key.is_admin else "", *shown)
+    except AccessError as error:
+        give_up(str(error), EXIT_MISCONFIGURED)
+    Console(width=None if sys.stdout.isatty() else FILE_WIDTH).print(table)
+
+
+@keys.command("revoke")
+def revoke_key(name: Annotated[str, typer.Argument(help="Whose it is.")], file: KeysFile) -> None:
+    """Let a key be none from now on; services that use the file need no restart."""
+    from service.access import AccessError, Keys
+
+    try:
+        Keys(file).revoke(name)
+    except AccessError as error:
+        give_up(str(error), EXIT_MISCONFIGURED)
+    typer.echo(f"revoked {name}")
 
 
 @contextmanager
@@ -328,6 +391,23 @@ def need_redis(settings: Settings) -> None:
     """End the program when no Redis is named."""
     if not settings.redis_url:
         give_up("REDIS_URL is not set; set it, or use `pfgmpp serve`, which starts its own", EXIT_MISCONFIGURED)
+
+
+def check_access(settings: Settings) -> None:
+    """End the program when strangers could use the service without anyone having said so, or nobody could."""
+    from service.access import AccessError, Keys, is_loopback
+
+    try:
+        if settings.keys_file:
+            Keys(settings.keys_file).read()
+        elif not settings.allow_anyone and not is_loopback(settings.host):
+            raise AccessError(
+                f"{settings.host} can be reached from elsewhere, and there are no keys: make one with "
+                "`pfgmpp keys add NAME --file keys.json` and set PFGMPP_KEYS_FILE=keys.json, "
+                "or set PFGMPP_ALLOW_ANYONE=true on a network you trust"
+            )
+    except AccessError as error:
+        give_up(str(error), EXIT_MISCONFIGURED)
 
 
 def give_up(message: str, status: int) -> NoReturn:

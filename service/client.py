@@ -21,10 +21,11 @@ class ClientError(Exception):
 class Client:
     """Speaks to one service. Raises ClientError for a server that is no URL."""
 
-    def __init__(self, server: str):
+    def __init__(self, server: str, key: str | None = None):
         self.server = server
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            self._http = httpx.Client(base_url=server, timeout=httpx.Timeout(10, read=90))
+            self._http = httpx.Client(base_url=server, headers=headers, timeout=httpx.Timeout(10, read=90))
         except httpx.InvalidURL as error:
             raise ClientError(f"{server!r} is not a URL ({error})") from error
 

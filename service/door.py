@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from service import metrics, results
+from service.access import Caller
 from service.catalogue import Catalogue, OfferedModel
 from service.events import Events, Patience
 from service.job import Job
@@ -22,13 +23,15 @@ from service.problems import (
     NotFound,
     NotReady,
     NoWorker,
+    OverQuota,
     Problem,
     ProblemDocument,
     QueueFull,
+    TooMany,
     UnknownModel,
     invalid,
 )
-from service.queue import KeyReused, Order, Queue, Submission, new_id
+from service.queue import KeyReused, LimitReached, Limits, Order, Queue, Submission, new_id
 from service.sample import Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import JOB_ID, LocalStore
@@ -68,15 +71,16 @@ class Door:
         self._catalogue = Catalogue([])
         self._catalogue_read = -CATALOGUE_SECONDS
 
-    async def submit(self, body: bytes, patience: Patience, idempotency_key: str = "") -> Job:
+    async def submit(self, body: bytes, patience: Patience, caller: Caller, idempotency_key: str = "") -> Job:
         """The job that a body of `POST /v1/samples` makes, as it is when the patience is answered or over.
 
-        Raises InvalidRequest, UnknownModel, NoWorker, KeyConflict or QueueFull; then nothing is queued.
+        Raises InvalidRequest, UnknownModel, NoWorker, KeyConflict, TooMany, OverQuota or QueueFull; then nothing is
+        queued.
         """
         try:
-            submission = self._submission(await self._resolved(body), body, idempotency_key)
+            submission = self._submission(await self._resolved(body), caller, body, idempotency_key)
             job = await self.events.follow(submission.id, self._accept(submission), patience)
-            return await self._found(submission.id, job)
+            return await self._found(submission.id, job, caller)
         except Problem as problem:
             metrics.jobs_rejected.labels(problem.code).inc()
             raise
@@ -87,8 +91,8 @@ class Door:
         model = await self._model_for(request)
         return resolve(request, model, settings.precision, settings.max_count, settings.max_pixels)
 
-    def _submission(self, request: Resolved, body: bytes, idempotency_key: str) -> Submission:
-        kind = KINDS["sample"]
+    def _submission(self, request: Resolved, caller: Caller, body: bytes, idempotency_key: str) -> Submission:
+        kind, rate = KINDS["sample"], self._catalogue.evaluations_per_second
         return Submission(
             id=new_id(),
             kind=kind.name,
@@ -96,6 +100,9 @@ class Door:
             count=request.count,
             evaluations=kind.evaluations(request),
             request=request.model_dump_json(),
+            owner=caller.owner,
+            limits=Limits(caller.submissions_per_minute or 0, caller.queued_evaluations or 0, caller.open_jobs or 0),
+            evaluation_us=int(1e6 / rate) if rate else 0,
             priority=request.priority,
             deadline_seconds=request.deadline_seconds,
             idempotency_key=sha256(idempotency_key.encode()).hexdigest() if idempotency_key else "",
@@ -109,6 +116,8 @@ class Door:
         except KeyReused as error:
             detail = "this Idempotency-Key came with another body before; take a new one for another request"
             raise KeyConflict(detail) from error
+        except LimitReached as reached:
+            raise await self._over_limit(submission, reached) from reached
         except OutOfMemoryError:
             pass  # full in another sense
         if job is None:
@@ -146,40 +155,61 @@ class Door:
             retry_after_seconds=seconds,
         )
 
-    async def job(self, job_id: str, patience: Patience) -> Job:
+    async def _over_limit(self, submission: Submission, reached: LimitReached) -> Problem:
+        """The refusal of more than a caller may have, with the time after which it may have room."""
+        if reached.limit == "per_minute":
+            detail = f"this key may submit {submission.limits.per_minute} jobs a minute"
+            return TooMany(detail, retry_after_seconds=reached.number / 1000)
+        rate = (await self.catalogue()).evaluations_per_second
+        if reached.limit == "jobs":
+            detail = (
+                f"this key may have {submission.limits.jobs:,} jobs that have not ended, and has {reached.number:,}"
+            )
+            return OverQuota(detail, retry_after_seconds=UNKNOWN_RATE_RETRY_SECONDS)
+        cost, most = submission.count * submission.evaluations, submission.limits.evaluations
+        too_many = reached.number + cost - most
+        return OverQuota(
+            f"this key may have {most:,} network evaluations waiting, has {reached.number:,}, and this adds {cost:,}",
+            retry_after_seconds=too_many / rate if rate else UNKNOWN_RATE_RETRY_SECONDS,
+        )
+
+    async def job(self, job_id: str, caller: Caller, patience: Patience | None = None) -> Job:
         """A job as it is when the patience is answered or over. Raises NotFound or Gone."""
-        is_id = JOB_ID.fullmatch(job_id)
-        job = await self.events.follow(job_id, self.queue.read(job_id), patience) if is_id else None
-        return await self._found(job_id, job)
+        job = None
+        if JOB_ID.fullmatch(job_id):
+            job = await self.events.follow(job_id, self.queue.read(job_id), patience or Patience())
+        return await self._found(job_id, job, caller)
 
-    async def _found(self, job_id: str, job: Job | None) -> Job:
-        """The job, if there is one. Raises NotFound, or Gone for one that was kept for its retention time."""
-        if job is None and JOB_ID.fullmatch(job_id) and await self.queue.is_gone(job_id):
-            raise Gone(f"job {job_id} ended more than {self.settings.retention_seconds:g} s ago, and is no longer kept")
-        if job is None:
-            raise NotFound(f"there is no job {job_id[:64]!r}")
-        return job
+    async def _found(self, job_id: str, job: Job | None, caller: Caller) -> Job:
+        """The job, if there is one for the caller. Raises NotFound, or Gone after its retention time."""
+        if job and caller.may_see(job.owner):
+            return job
+        if job is None and JOB_ID.fullmatch(job_id):
+            owner = await self.queue.owner_of_gone(job_id)
+            if owner is not None and caller.may_see(owner):
+                retention = f"{self.settings.retention_seconds:g} s"
+                raise Gone(f"job {job_id} ended more than {retention} ago, and is no longer kept")
+        raise NotFound(f"there is no job {job_id[:64]!r}")
 
-    async def cancel(self, job_id: str) -> tuple[Job, bool]:
+    async def cancel(self, job_id: str, caller: Caller) -> tuple[Job, bool]:
         """End a job, and whether it had not ended before. Raises NotFound or Gone."""
-        found = await self.queue.cancel(job_id) if JOB_ID.fullmatch(job_id) else None
-        job, is_now = found or (None, False)
-        if job and is_now:
+        job = await self.job(job_id, caller)
+        job, is_now = await self.queue.cancel(job_id) or (job, False)
+        if is_now:
             metrics.jobs_finished.labels(job.request["model"], "canceled").inc()
             log.info("job canceled", job=job_id)
-        return await self._found(job_id, job), is_now
+        return job, is_now
 
-    async def delete(self, job_id: str) -> None:
+    async def delete(self, job_id: str, caller: Caller) -> None:
         """Erase a job and its result; one that has not ended is canceled. Raises NotFound or Gone."""
-        job = await self.job(job_id, Patience())
-        await self.cancel(job_id)
+        await self.cancel(job_id, caller)
         await self.queue.delete(job_id)
-        await asyncio.to_thread(self.store.remove, [job.id])
+        await asyncio.to_thread(self.store.remove, [job_id])
         log.info("job deleted", job=job_id)
 
-    async def jobs(self, status: str, dataset: str, most: int, cursor: str) -> tuple[list[Job], str]:
+    async def jobs(self, caller: Caller, status: str, dataset: str, most: int, cursor: str) -> tuple[list[Job], str]:
         """The caller's jobs, the last one first, and the cursor of what follows; "" at the end."""
-        return await self.queue.jobs("", status, dataset, most, cursor)
+        return await self.queue.jobs(caller.owner, status, dataset, most, cursor)
 
     async def lack(self, job: Job) -> str | None:
         """What a job of which images are queued waits for beside its turn, in words: a worker that serves its model."""
@@ -187,13 +217,13 @@ class Door:
             return None
         return f"a worker that serves {job.request['model']}; there is none at present"
 
-    async def finished(self, job_id: str) -> Job:
+    async def finished(self, job_id: str, caller: Caller) -> Job:
         """A job that has a result. Raises NotFound, Gone, NotFinished or NoResult."""
-        return results.with_result(await self.job(job_id, Patience()))
+        return results.with_result(await self.job(job_id, caller))
 
-    async def with_images(self, job_id: str) -> Job:
+    async def with_images(self, job_id: str, caller: Caller) -> Job:
         """A job that has images, all or some. Raises as `finished`."""
-        return results.with_images(await self.job(job_id, Patience()))
+        return results.with_images(await self.job(job_id, caller))
 
     async def estimate(self, body: bytes) -> Estimate:
         """What a body of `POST /v1/samples` would take. Raises InvalidRequest, UnknownModel or NoWorker."""

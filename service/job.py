@@ -141,6 +141,11 @@ class Job:
         )
 
     @property
+    def owner(self) -> str:
+        """The name of the caller's key; "" without keys."""
+        return self.fields.get("owner", "")
+
+    @property
     def is_finished(self) -> bool:
         return self.finished_ms is not None
 

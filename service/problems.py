@@ -94,6 +94,26 @@ class NotFinished(Problem):
     status, code = HTTPStatus.CONFLICT, "not-finished"
 
 
+class Unauthorized(Problem):
+    status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(Problem):
+    status, code = HTTPStatus.FORBIDDEN, "forbidden"
+
+
+class TooMany(Problem):
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests"
+
+
+class OverQuota(Problem):
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "quota-exceeded"
+
+
 class KeyConflict(Problem):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency-key-reused"
 

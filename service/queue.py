@@ -108,6 +108,20 @@ class GivenBack:
     outcome: Literal["requeued", "failed", "expired"]
 
 
+class Limits(NamedTuple):
+    """What a caller may have in the queue; 0 for no limit."""
+
+    per_minute: int = 0
+    """Submissions."""
+    evaluations: int = 0
+    """Accepted and not done."""
+    jobs: int = 0
+    """That have not ended."""
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Submission:
     """A job to be queued."""
@@ -121,16 +135,27 @@ class Submission:
     """Network evaluations of each image."""
     request: str
     owner: str = ""
+    limits: Limits = NO_LIMITS
     priority: int = 0
     deadline_seconds: float | None = None
     """From now; a job that has not begun by then expires."""
     idempotency_key: str = ""
+    evaluation_us: int = 0
+    """What a network evaluation takes, as far as it is known: by it a caller's jobs are put behind each other."""
     body_hash: str = ""
     """By which a repeated submission is told from another one with the same idempotency key."""
 
 
 class KeyReused(Exception):
     """An idempotency key came with another body."""
+
+
+class LimitReached(Exception):
+    """A caller has as much as it may have: `limit` says of what, `number` how much, or how long it has to wait [ms]."""
+
+    def __init__(self, limit: Literal["per_minute", "evaluations", "jobs"], number: int):
+        super().__init__(limit)
+        self.limit, self.number = limit, number
 
 
 @dataclass(frozen=True)
@@ -211,16 +236,21 @@ class Queue:
     async def submit(self, job: Submission) -> Job | None:
         """Queue a job; None when the queue is full. Repeating it with the same id is harmless.
 
-        With an idempotency key it is the job that was first submitted so. Raises KeyReused.
+        With an idempotency key it is the job that was first submitted so. Raises KeyReused, or LimitReached for the
+        caller's limits.
         """
         limit, patience_us = self.settings.max_queued_evaluations, int(self.settings.patience_seconds * 1e6)
         known = (job.id, job.kind, job.lane, job.count, job.evaluations, job.request, limit, patience_us)
         deadline_ms = 0 if job.deadline_seconds is None else int(job.deadline_seconds * 1000)
         wishes = (job.owner, job.priority, deadline_ms, job.idempotency_key, job.body_hash)
-        word, *record = await self._run("submit", *known, *wishes)
+        word, *rest = await self._run("submit", *known, *wishes, job.evaluation_us, *job.limits)
+        if word == "full":
+            return None
         if word == "reused":
             raise KeyReused
-        return _job(word, record[0]) if record else None
+        if word in Limits._fields:
+            raise LimitReached(word, rest[0])
+        return _job(word, rest[0])
 
     async def cancel(self, job_id: str) -> tuple[Job, bool] | None:
         """End a job, and whether it had not ended before; None when there is none."""
@@ -237,9 +267,10 @@ class Queue:
         following, *rest = await self._run("list", owner, status, dataset, most, cursor)
         return [job for job_id, record in _rows(rest, 2) if (job := _job(job_id, record))], following
 
-    async def is_gone(self, job_id: str) -> bool:
-        """Whether a job ended so long ago that its record is no longer kept."""
-        return bool(await self.redis.exists(f"{self.prefix}gone:{job_id}"))
+    async def owner_of_gone(self, job_id: str) -> str | None:
+        """Whose job it was that ended so long ago that its record is no longer kept; None if there was none."""
+        owner: str | None = await self.redis.get(f"{self.prefix}gone:{job_id}")  # type: ignore[assignment]
+        return owner
 
     async def ahead(self, evaluations: int, priority: int, models: Sequence[str]) -> int:
         """The network evaluations that would come before those of a job of so many for each image."""

@@ -16,6 +16,12 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on; 0 takes a free one.")
+    keys_file: Path | None = Field(
+        None, description="API keys, as `pfgmpp keys` makes them; without it anyone who reaches the API may use it."
+    )
+    allow_anyone: bool = Field(
+        False, description="Listen on other addresses than the loopback's without keys, on a network that is trusted."
+    )
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("redis_url", "REDIS_URL", "PFGMPP_REDIS_URL"),

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
+from service.access import Anyone, Caller, Keys
 from service.events import Patience
 from service.problems import (
     BodyTooLarge,
@@ -26,6 +27,7 @@ from service.problems import (
     ProblemDocument,
     QueueUnavailable,
     TooSlow,
+    Unauthorized,
     Unexpected,
     http_problem,
     invalid,
@@ -160,8 +162,8 @@ def problem_responses(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def install(app: FastAPI) -> None:
-    """Map every error to a problem, and time every request."""
+def install(app: FastAPI, keys: Keys | None) -> None:
+    """Map every error to a problem, let in whom the keys know (or anyone), and time every request."""
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, problem: Problem) -> JSONResponse:
@@ -185,8 +187,57 @@ def install(app: FastAPI) -> None:
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
         return answer(request, Unexpected("something went wrong here; it has been logged"))
 
+    app.add_middleware(Guard, keys=keys)
     app.add_middleware(Timed)
     app.add_middleware(HeadAsGet)
+
+
+class Guard:
+    """Lets in who has a key, and tells browsers to be careful with the answers.
+
+    Without a key there are only the paths that say how the service is, and how it is used.
+    """
+
+    OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/redoc"})
+    HEADERS = (
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"DENY"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-resource-policy", b"same-origin"),
+    )
+    STRICT = (*HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
+
+    def __init__(self, app: ASGIApp, keys: Keys | None):
+        self.app, self.keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # The pages of documentation load scripts from elsewhere.
+        added = self.HEADERS if scope["path"] in {"/docs", "/redoc"} else self.STRICT
+
+        async def harden(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
+        try:
+            scope.setdefault("state", {})["caller"] = self._caller(scope)
+        except Unauthorized as problem:
+            await answer(Request(scope), problem)(scope, receive, harden)
+            return
+        await self.app(scope, receive, harden)
+
+    def _caller(self, scope: Scope) -> Caller:
+        """Who asks. Raises Unauthorized."""
+        if self.keys is None or scope["path"] in self.OPEN:
+            return Anyone()
+        scheme, _, key = Request(scope).headers.get("authorization", "").partition(" ")
+        caller = self.keys.caller(key.strip()) if scheme.lower() == "bearer" else None
+        if caller is None:
+            raise Unauthorized("a key is needed: send the header `Authorization: Bearer <key>`, with one that is valid")
+        return caller
 
 
 class HeadAsGet:

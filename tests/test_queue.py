@@ -494,7 +494,7 @@ async def test_a_deleted_job_is_as_if_it_had_never_been(queue: Queue) -> None:
         assert await queue.delete(job_id)
         assert not await queue.delete(job_id)
         assert await queue.read(job_id) is None
-        assert not await queue.is_gone(job_id)
+        assert await queue.owner_of_gone(job_id) is None
     assert (await claim(queue, batch_id="b")).parts == ()
     assert await ended(queue, batch) == []
     assert await queue.jobs("", "", "", 10, "") == ([], "")
@@ -531,7 +531,7 @@ async def test_a_repeated_submission_with_a_key_is_the_same_job(queue: Queue) ->
     """For one caller; another body is refused, and after the job has gone the key makes another."""
 
     async def with_key(body: str, owner: str = "") -> Job | None:
-        submission = Submission(new_id(), "sample", LANE, 1, 35, REQUEST, owner, 0, None, "cafe", body)
+        submission = Submission(new_id(), "sample", LANE, 1, 35, REQUEST, owner, idempotency_key="cafe", body_hash=body)
         return await queue.submit(submission)
 
     first, again, other = await with_key("aa"), await with_key("aa"), await with_key("aa", "someone")
@@ -571,7 +571,7 @@ async def test_a_job_leaves_no_more_than_a_trace(queue: Queue, settings: Setting
     job_id = await submit(brief, 1)
     await brief.cancel(job_id)
     await eventually(lambda: _is_forgotten(brief, job_id))
-    assert await brief.is_gone(job_id)
+    assert await brief.owner_of_gone(job_id) == ""
     other = await submit(brief, 1)
     assert await queue.redis.zrange(f"{queue.prefix}jobs:", 0, -1) == [other]
 

@@ -22,10 +22,10 @@ local function answer(lane, text, alone)
   for _, part in ipairs(parts(text)) do
     if not seen[part[1]] then
       seen[part[1]] = true
-      local job = redis.call('HMGET', P .. 'job:' .. part[1], 'request', 'submitted_ms', 'priority')
+      local job = redis.call('HMGET', P .. 'job:' .. part[1], 'request', 'begins_ms')
       told[#told + 1] = part[1]
       told[#told + 1] = job[1] or ''
-      told[#told + 1] = tostring((job[2] or 0) - (job[3] or 0) * PRIORITY_US / 1000)
+      told[#told + 1] = job[2] or '0'
     end
   end
   return told
@@ -46,7 +46,7 @@ local lane, due, room
 for i = 9, #ARGV, 2 do
   local heads = redis.call('ZRANGE', P .. 'lanes:' .. ARGV[i], 0, last, 'WITHSCORES')
   for k = 1, #heads, 2 do
-    local score = tonumber(oldest and redis.call('HGET', P .. 'job:' .. head_of(heads[k]), 'submitted_ms') or heads[k + 1])
+    local score = tonumber(oldest and redis.call('HGET', P .. 'job:' .. head_of(heads[k]), 'begins_ms') or heads[k + 1])
     if ARGV[i] == ARGV[7] and not oldest then score = score - ARGV[8] end
     if (not due or score < due) and is_short(heads[k]) then
       lane, due, room = heads[k], score, tonumber(ARGV[i + 1])

@@ -1,6 +1,6 @@
 -- Put before every script. KEYS[1] is the prefix `pfgmpp:{queue}:`; every key of the queue:
 --   job:<id>        hash    one job; expires a retention time after its end
---   gone:<id>       string  a job whose record has expired; for a day
+--   gone:<id>       string  whose a job was of which the record has expired; for a day
 --   jobs:<owner>    zset    jobs of a caller -> when they were submitted [us]
 --   idempotency:<owner>:<key>  string  "job body-hash" of a submission that may be repeated; for a day
 --   deadlines       zset    jobs that expire if they are not begun -> when [ms]
@@ -9,7 +9,10 @@
 --   lane-images     hash    lane -> unclaimed images
 --   batch:<id>      hash    what a worker has claimed and not delivered; its id fences every answer; gone 5 min after its end
 --   leases          zset    batches under way -> when their lease ends [ms]
---   load            hash    evaluations accepted and not finished; running:<model> -> jobs running
+--   load            hash    evaluations accepted and not finished, in all and evaluations:<owner>; jobs:<owner> that
+--                           have not ended; running:<model> -> jobs running
+--   pace:<owner>    string  when the next submission would be due at the caller's rate [us]; for two minutes
+--   virtual-time    hash    owner -> when its next job begins, if it had a device of its own [us]
 --   models          hash    model -> the facts last announced by a worker
 --   workers         zset    worker -> when it was last seen [ms]
 --   worker:<id>     hash    what a worker says of itself; expires with its heartbeat
@@ -18,7 +21,7 @@
 --   arrivals        pub/sub for workers at work: the model for which something waits that did not before, or an order:
 --                           "load <model>", "unload <model>", "cancel <job>"
 local P = KEYS[1]
-local DAY_MS = 86400000
+local DAY_MS, MINUTE_US = 86400000, 60e6
 local PRIORITY_US = 1e12  -- by which a level of priority comes earlier: more than any path postpones
 
 local function now_us()
@@ -93,10 +96,22 @@ local function record(id)
   return {fields, place}
 end
 
+-- Count evaluations of a caller that are accepted, or done (negative), and jobs that are begun or ended.
+local function settle(owner, evaluations, jobs)
+  redis.call('HINCRBY', P .. 'load', 'evaluations', evaluations)
+  if redis.call('HINCRBY', P .. 'load', 'evaluations:' .. owner, evaluations) == 0 then
+    redis.call('HDEL', P .. 'load', 'evaluations:' .. owner)
+  end
+  if jobs ~= 0 and redis.call('HINCRBY', P .. 'load', 'jobs:' .. owner, jobs) == 0 then
+    redis.call('HDEL', P .. 'load', 'jobs:' .. owner)
+    redis.call('HDEL', P .. 'virtual-time', owner)
+  end
+end
+
 -- Move an open job to a terminal state: nothing of it stays queued, counted or reserved.
 local function finish(id, status, err, t, retention_ms)
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'lane', 'queued', 'count', 'done', 'evaluations', 'status', 'deadline_ms')
+  local job = redis.call('HMGET', key, 'lane', 'queued', 'count', 'done', 'evaluations', 'status', 'deadline_ms', 'owner')
   local lane = job[1]
   local unclaimed = 0
   for _, range in ipairs(ranges(job[2])) do unclaimed = unclaimed + range[2] end
@@ -105,11 +120,11 @@ local function finish(id, status, err, t, retention_ms)
     redis.call('HINCRBY', P .. 'lane-images', lane, -unclaimed)
     index_lane(lane)
   end
-  redis.call('HINCRBY', P .. 'load', 'evaluations', -(job[3] - job[4]) * job[5])
+  settle(job[8] or '', -(job[3] - job[4]) * job[5], -1)
   if job[6] == 'running' then redis.call('HINCRBY', P .. 'load', 'running:' .. model_of(lane), -1) end
   redis.call('HSET', key, 'status', status, 'queued', '', 'finished_ms', t, 'error', err)
   redis.call('PEXPIRE', key, retention_ms)
-  redis.call('SET', P .. 'gone:' .. id, '', 'PX', retention_ms + DAY_MS)
+  redis.call('SET', P .. 'gone:' .. id, job[8] or '', 'PX', retention_ms + DAY_MS)
   if job[7] then redis.call('ZREM', P .. 'deadlines', id) end
   publish(id, status)
 end

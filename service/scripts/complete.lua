@@ -34,7 +34,7 @@ if #unwritten > 1 then return unwritten end
 local t, delivered = now(), {}
 for id, images in pairs(share) do
   local job_key, of_job = P .. 'job:' .. id, report.jobs[id]
-  local job = redis.call('HMGET', job_key, 'status', 'count', 'evaluations', 'batch_images', 'began_ms', 'sampled_ms')
+  local job = redis.call('HMGET', job_key, 'status', 'count', 'evaluations', 'batch_images', 'began_ms', 'sampled_ms', 'owner')
   delivered[#delivered + 1] = id
   if mixed[id] then
     finish(id, 'failed', ARGV[3], t, ARGV[2])
@@ -49,7 +49,7 @@ for id, images in pairs(share) do
       'batch_images', math.max(of_job.images, tonumber(job[4] or '0')))
     redis.call('HDEL', job_key, 'progress:' .. batch)
     local done = redis.call('HINCRBY', job_key, 'done', images)
-    redis.call('HINCRBY', P .. 'load', 'evaluations', -images * job[3])
+    settle(job[7] or '', -images * job[3], 0)
     if done >= tonumber(job[2]) then
       finish(id, 'succeeded', '', t, ARGV[2])
     else

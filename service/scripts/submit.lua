@@ -1,8 +1,10 @@
 -- Queue a job, unless the work accepted so far would exceed the limit. A repeated call answers as the first, and so
 -- does one with the same idempotency key and body.
--- Returns {job, its record}, {"full"}, or {"reused"} for an idempotency key that came with another body.
+-- Returns {job, its record}, {"full"}, {"reused"} for an idempotency key that came with another body, or the limit of the
+-- owner that is reached: {"per_minute", ms to wait}, {"evaluations", those not done}, {"jobs", those not ended}.
 -- ARGV: id, kind, lane, count, evaluations per image, request, most evaluations, patience [us per evaluation], owner,
---       priority, deadline [ms from now] or 0, idempotency key or "", hash of the body
+--       priority, deadline [ms from now] or 0, idempotency key or "", hash of the body, what an evaluation takes [us],
+--       and limits of the owner, 0 for none: submissions per minute, evaluations not done, jobs not ended
 local OLD = 2  -- jobs of the caller that are looked at, whether they are gone
 local id, lane, count, evaluations, owner = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[9]
 local key = P .. 'job:' .. id
@@ -13,15 +15,32 @@ if promise then
   if hash and hash ~= ARGV[13] then return {'reused'} end
   if first and redis.call('EXISTS', P .. 'job:' .. first) == 1 then return {first, record(first)} end
 end
-local load = tonumber(redis.call('HGET', P .. 'load', 'evaluations') or '0')
-if load + count * evaluations > tonumber(ARGV[7]) then return {'full'} end
--- In microseconds, so that jobs of one millisecond keep their order. Every evaluation postpones a job by the patience.
-local t = now_us()
-local score = t + evaluations * ARGV[8] - ARGV[10] * PRIORITY_US
+local t, cost = now_us(), count * evaluations
+local load = redis.call('HMGET', P .. 'load', 'evaluations', 'evaluations:' .. owner, 'jobs:' .. owner)
+local rate, most_evaluations, most_jobs = tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
+local pace = P .. 'pace:' .. owner
+local paced = 0
+if rate > 0 then
+  -- As many at once as in a minute, then one in every such part of it.
+  paced = math.max(tonumber(redis.call('GET', pace) or '0'), t) + MINUTE_US / rate
+  if paced - MINUTE_US > t then return {'per_minute', math.ceil((paced - MINUTE_US - t) / 1000)} end
+end
+if most_jobs > 0 and tonumber(load[3] or '0') >= most_jobs then return {'jobs', tonumber(load[3])} end
+local own_load = tonumber(load[2] or '0')
+if most_evaluations > 0 and own_load + cost > most_evaluations then return {'evaluations', own_load} end
+if tonumber(load[1] or '0') + cost > tonumber(ARGV[7]) then return {'full'} end
+if rate > 0 then redis.call('SET', pace, string.format('%.0f', paced), 'PX', 120000) end
+-- In microseconds, so that jobs of one millisecond keep their order. A caller's jobs begin behind each other, as if it
+-- had a device of its own, so that many of one caller do not come before the few of another. Every evaluation
+-- postpones a job by the patience.
+local begins = math.max(t, tonumber(redis.call('HGET', P .. 'virtual-time', owner) or '0'))
+redis.call('HSET', P .. 'virtual-time', owner, string.format('%.0f', begins + cost * ARGV[14]))
+local score = begins + evaluations * ARGV[8] - ARGV[10] * PRIORITY_US
 redis.call('HSET', key, 'kind', ARGV[2], 'lane', lane, 'status', 'queued', 'request', ARGV[6],
   'count', count, 'evaluations', evaluations, 'queued', '0:' .. count, 'done', 0, 'attempts', 1,
-  'score', score, 'submitted_ms', t / 1000, 'owner', owner, 'priority', ARGV[10])
-redis.call('HINCRBY', P .. 'load', 'evaluations', count * evaluations)
+  'score', score, 'submitted_ms', t / 1000, 'begins_ms', begins / 1000 - ARGV[10] * PRIORITY_US / 1000,
+  'owner', owner)
+settle(owner, cost, 1)
 redis.call('ZADD', P .. 'lane:' .. lane, score, id)
 redis.call('HINCRBY', P .. 'lane-images', lane, count)
 index_lane(lane)
