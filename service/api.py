@@ -22,6 +22,7 @@ from service.problems import (
     Incomplete,
     InvalidRequest,
     KeyConflict,
+    Lost,
     NoResult,
     NoSuchModel,
     NotFinished,
@@ -152,7 +153,7 @@ async def jobs(
     tags=["jobs"],
     summary="Follow a job",
     response_model=JobView,
-    responses=problem_responses(NotFound, Gone, InvalidRequest, QueueUnavailable),
+    responses=problem_responses(NotFound, Gone, Lost, InvalidRequest, QueueUnavailable),
 )
 async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     """The job; with `wait`, at its next change of status or after so many seconds."""
@@ -170,7 +171,7 @@ async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     response_model=JobView,
     responses={
         200: {"model": JobView, "description": "It had already ended."},
-        **problem_responses(NotFound, Gone, QueueUnavailable),
+        **problem_responses(NotFound, Gone, Lost, QueueUnavailable),
     },
 )
 async def cancel(job_id: str, request: Request) -> Response:
@@ -188,7 +189,7 @@ async def cancel(job_id: str, request: Request) -> Response:
     tags=["jobs"],
     summary="Erase a job",
     response_class=Response,
-    responses=problem_responses(NotFound, Gone, QueueUnavailable),
+    responses=problem_responses(NotFound, Gone, Lost, QueueUnavailable),
 )
 async def delete(job_id: str, request: Request) -> Response:
     """Erases a job and its result; one that has not ended is canceled."""
@@ -206,7 +207,7 @@ def _job_response(job: Job, status: int = 200, waits_for: str | None = None) -> 
     tags=["results"],
     summary="All images of a job as one picture",
     response_class=Response,
-    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
 )
 async def grid(job_id: str, request: Request) -> Response:
     """The grid as PNG; its text chunks hold what it takes to make it again."""
@@ -225,7 +226,7 @@ async def _grid(door: Door, job: Job) -> Response:
     tags=["results"],
     summary="One image of a job",
     response_class=Response,
-    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
 )
 async def image(job_id: str, k: str, request: Request) -> Response:
     """Image k, counted from 0, as PNG, enlarged as the job's `scale` says."""
@@ -241,7 +242,7 @@ async def image(job_id: str, k: str, request: Request) -> Response:
     tags=["results"],
     summary="All images of a job for numpy",
     response_class=Response,
-    responses={200: NPZ, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+    responses={200: NPZ, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
 )
 async def images_npz(job_id: str, request: Request) -> Response:
     """Arrays `images` [n, H, W, C] of bytes, `index` [n] (their places in the job), `seeds` and, if any, `labels`."""
@@ -256,7 +257,7 @@ async def images_npz(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="All images of a job as files",
     response_class=Response,
-    responses={200: ZIP, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+    responses={200: ZIP, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
 )
 async def images_zip(job_id: str, request: Request) -> Response:
     """A PNG for every image, named by its place in the job, and the job itself as `job.json`."""
@@ -271,7 +272,7 @@ async def images_zip(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="How the images of a job came about, as a film",
     response_class=Response,
-    responses={200: GIF, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+    responses={200: GIF, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
 )
 async def trajectory_film(job_id: str, request: Request) -> Response:
     """The grids of the denoised estimates of every step, then of the images; of jobs with `trajectory`."""
@@ -283,7 +284,7 @@ async def trajectory_film(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="How the images of a job came about, side by side",
     response_class=Response,
-    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, QueueUnavailable)},
+    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
 )
 async def trajectory_picture(job_id: str, request: Request) -> Response:
     """A row for every image: the denoised estimates of every step, then itself; of jobs with `trajectory`."""

@@ -19,6 +19,7 @@ from service.problems import (
     FieldError,
     Gone,
     KeyConflict,
+    Lost,
     NoSuchModel,
     NotFound,
     NotReady,
@@ -31,7 +32,7 @@ from service.problems import (
     UnknownModel,
     invalid,
 )
-from service.queue import KeyReused, LimitReached, Limits, Order, Queue, Submission, new_id
+from service.queue import KeyReused, LimitReached, Limits, Order, Queue, Submission, UnfitServer, new_id
 from service.sample import Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import JOB_ID, LocalStore
@@ -70,6 +71,8 @@ class Door:
         self.store = LocalStore(settings.results_dir / settings.queue)
         self._catalogue = Catalogue([])
         self._catalogue_read = -CATALOGUE_SECONDS
+        self._epoch = ""
+        """That of Redis when this process first reached it; "" before."""
 
     async def submit(self, body: bytes, patience: Patience, caller: Caller, idempotency_key: str = "") -> Job:
         """The job that a body of `POST /v1/samples` makes, as it is when the patience is answered or over.
@@ -181,7 +184,7 @@ class Door:
         return await self._found(job_id, job, caller)
 
     async def _found(self, job_id: str, job: Job | None, caller: Caller) -> Job:
-        """The job, if there is one for the caller. Raises NotFound, or Gone after its retention time."""
+        """The job, if there is one for the caller. Raises NotFound, Gone after its retention time, or Lost."""
         if job and caller.may_see(job.owner):
             return job
         if job is None and JOB_ID.fullmatch(job_id):
@@ -189,6 +192,8 @@ class Door:
             if owner is not None and caller.may_see(owner):
                 retention = f"{self.settings.retention_seconds:g} s"
                 raise Gone(f"job {job_id} ended more than {retention} ago, and is no longer kept")
+            if self._epoch and await self.queue.epoch() != self._epoch:
+                raise Lost(f"Redis has lost its data, and job {job_id} with them if it was there; submit it again")
         raise NotFound(f"there is no job {job_id[:64]!r}")
 
     async def cancel(self, job_id: str, caller: Caller) -> tuple[Job, bool]:
@@ -281,11 +286,21 @@ class Door:
         names = sorted(catalogue.models.keys() | {model.name for model in catalogue.remembered})
         return metrics.exposition(await self.queue.census(names), catalogue)
 
+    async def _first_contact(self) -> str:
+        """The epoch of Redis; says loudly in what it is not fit for jobs, which workers refuse."""
+        try:
+            for shortcoming in await self.queue.shortcomings():
+                log.warning(shortcoming)
+        except UnfitServer as error:
+            log.error(str(error))
+        return await self.queue.epoch()
+
     async def reap(self) -> None:
         """Give back the batches of lost workers, for ever."""
         while True:
             await asyncio.sleep(self.settings.reap_seconds)
             try:
+                self._epoch = self._epoch or await self._first_contact()
                 for job in await self.queue.reap():
                     metrics.count_given_back(job)
             except RedisError as error:

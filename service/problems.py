@@ -142,6 +142,10 @@ class Unexpected(Problem):
     status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error"
 
 
+class Lost(Problem):
+    status, code = HTTPStatus.GONE, "queue-lost"
+
+
 class Gone(Problem):
     status, code = HTTPStatus.GONE, "result-expired"
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from service.catalogue import Catalogue, ModelFacts, WorkerState
 from service.job import Job, JobError, Part
@@ -146,6 +147,10 @@ class Submission:
     """By which a repeated submission is told from another one with the same idempotency key."""
 
 
+class UnfitServer(ValueError):
+    """A server that would lose jobs by itself."""
+
+
 class KeyReused(Exception):
     """An idempotency key came with another body."""
 
@@ -232,6 +237,35 @@ class Queue:
 
     async def ping(self) -> None:
         await self.redis.ping()
+
+    async def epoch(self) -> str:
+        """By which one life of the data in Redis is told from another: it changes when they are lost."""
+        await self.redis.set(f"{self.prefix}epoch", new_id(), nx=True)
+        return str(await self.redis.get(f"{self.prefix}epoch"))
+
+    async def shortcomings(self) -> list[str]:
+        """In what the server is not set up for jobs: it would lose them, or cannot be asked.
+
+        Raises UnfitServer when it would throw away jobs to make room.
+        """
+        try:
+            found: Any = await self.redis.config_get("maxmemory-policy", "appendonly", "maxmemory")
+        except ResponseError as error:
+            return [f"Redis does not tell how it is set up ({error}); it must have maxmemory-policy noeviction"]
+        policy = found.get("maxmemory-policy", "noeviction")
+        if policy != "noeviction":
+            raise UnfitServer(
+                f"Redis has maxmemory-policy {policy}, by which it throws away jobs when it is full: "
+                "set it to noeviction (`CONFIG SET maxmemory-policy noeviction`, and in its configuration file)"
+            )
+        warnings = []
+        if found.get("appendonly") != "yes":
+            warnings.append("Redis keeps no append-only file: accepted jobs are lost when it restarts (appendonly yes)")
+        if found.get("maxmemory") == "0":
+            warnings.append(
+                "Redis has no maxmemory: set one, so that it refuses jobs before the machine runs out of it"
+            )
+        return warnings
 
     async def submit(self, job: Submission) -> Job | None:
         """Queue a job; None when the queue is full. Repeating it with the same id is harmless.

@@ -118,6 +118,9 @@ class Worker:
         use_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.store.prepare()
         self.engine = await self._loop.run_in_executor(self._computing, self._load)
+        with suppress(RedisError):  # found out about later
+            for shortcoming in await self.queue.shortcomings():
+                log.warning(shortcoming)
         if not self.engine.models:
             wanted = "" if settings.models == "*" else f" whose model is like {settings.models}"
             raise ValueError(f"no checkpoint of {settings.model_store or 'the package'}{wanted} could be loaded")

@@ -378,6 +378,25 @@ async def _is_status(client: httpx.AsyncClient, path: str, status: int) -> bool:
 
 
 @pytest.mark.usefixtures("offered")
+async def test_who_waits_when_redis_loses_its_data_is_told_so(
+    client: httpx.AsyncClient, queue: Queue, settings: Settings
+) -> None:
+    job = (await client.post("/v1/samples", json=GOOD)).json()
+    await eventually(lambda: queue.redis.exists(f"{queue.prefix}epoch"))
+    problem(await client.get(f"/v1/jobs/{'0' * 32}"), 404, "not-found")
+    waiting = asyncio.create_task(client.get(f"{job['links']['self']}?wait=60"))
+    await eventually(lambda: _is_awaited(queue))
+    for key in await queue.redis.keys(f"{queue.prefix}*"):
+        await queue.redis.delete(key)
+    assert "submit it again" in problem(await waiting, 410, "queue-lost").detail
+
+
+async def _is_awaited(queue: Queue) -> bool:
+    subscribers: Any = await queue.redis.pubsub_numsub(f"{queue.prefix}events")
+    return int(subscribers[0][1]) > 0
+
+
+@pytest.mark.usefixtures("offered")
 async def test_jobs_are_listed_page_by_page(client: httpx.AsyncClient) -> None:
     made = [(await client.post("/v1/samples", json=GOOD | {"D": D})).json()["id"] for D in (2048, "inf", 2048)]
     made.append((await client.post("/v1/samples", json={"dataset": "faces", "D": 128})).json()["id"])

@@ -20,7 +20,7 @@ import yaml
 from fastapi.routing import APIRoute
 from typer.testing import CliRunner
 
-from service.api import router
+from service.api import health, router
 from service.cli import app
 from service.embedded import server_command
 from service.settings import Settings
@@ -265,7 +265,7 @@ def test_api_port_and_health_path_are_those_of_the_code() -> None:
     settings = settings_of("api")
     url = urlsplit(health_url("api"))
     assert url.port == settings.port == Settings.model_fields["port"].default
-    assert url.path in {route.path for route in router.routes if isinstance(route, APIRoute)}
+    assert url.path in {route.path for route in health.routes if isinstance(route, APIRoute)}
     assert settings.host == "0.0.0.0"
     assert said("api", "EXPOSE") == [str(settings.port)]
     assert SERVICES["api"]["ports"][0].endswith(f":{settings.port}")

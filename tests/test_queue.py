@@ -23,6 +23,7 @@ from service.queue import (
     Renewal,
     Report,
     Submission,
+    UnfitServer,
     new_id,
 )
 from service.settings import Settings
@@ -587,6 +588,25 @@ async def test_what_comes_before_a_job_is_what_is_under_way_and_due_earlier(queu
     assert await queue.ahead(100, 0, MODELS) == 10 * 35 + 4 * 100
     assert await queue.ahead(35, 0, MODELS) == 10 * 35
     assert await queue.ahead(500, 9, MODELS) == 8 * 35
+
+
+async def test_a_server_that_would_lose_jobs_is_not_fit(queue: Queue) -> None:
+    assert await queue.shortcomings() == []
+    for setting, value, before, words in (
+        ("appendonly", "no", "yes", "append-only file"),
+        ("maxmemory", "0", "512mb", "no maxmemory"),
+    ):
+        await queue.redis.config_set(setting, value)
+        try:
+            assert [words in each for each in await queue.shortcomings()] == [True]
+        finally:
+            await queue.redis.config_set(setting, before)
+    await queue.redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(UnfitServer, match="maxmemory-policy allkeys-lru"):
+            await queue.shortcomings()
+    finally:
+        await queue.redis.config_set("maxmemory-policy", "noeviction")
 
 
 async def test_census_counts_what_waits(queue: Queue) -> None:

@@ -9,6 +9,7 @@
 --   lane-images     hash    lane -> unclaimed images
 --   batch:<id>      hash    what a worker has claimed and not delivered; its id fences every answer; gone 5 min after its end
 --   leases          zset    batches under way -> when their lease ends [ms]
+--   epoch           string  made when it is not there: by it a server that has lost its data is known
 --   load            hash    evaluations accepted and not finished, in all and evaluations:<owner>; jobs:<owner> that
 --                           have not ended; running:<model> -> jobs running
 --   pace:<owner>    string  when the next submission would be due at the caller's rate [us]; for two minutes
