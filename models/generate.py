@@ -145,17 +145,19 @@ class Generator:
         batch = torch.from_numpy(np.stack(arrays)).to(self.model.device)
         return batch.contiguous(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def evaluate(self, walks: Sequence[Walk]) -> None:
         """Take walks of any position and number of steps one evaluation further, together."""
+        advance(walks, self.estimates(walks))
+
+    @torch.inference_mode()
+    def estimates(self, walks: Sequence[Walk]) -> Tensor:
+        """What walks of any position and number of steps ask for next, one after the other: [B, C, H, W] in float64."""
         x = torch.cat([walk.query.x for walk in walks])
         levels = [level for walk in walks for level in [walk.query.sigma] * len(walk.query.x)]
         # From pinned memory the copy waits for nothing on an accelerator.
         sigma = torch.tensor(levels, dtype=torch.float64, pin_memory=x.is_cuda).to(x.device, non_blocking=True)
         labels = [walk.one_hot for walk in walks if walk.one_hot is not None]
-        denoised = self.denoise(x, sigma, torch.cat(labels) if labels else None).to(torch.float64)
-        for walk, own in zip(walks, denoised.split([len(walk.query.x) for walk in walks]), strict=True):  # type: ignore[no-untyped-call]
-            walk.advance(own)
+        return self.denoise(x, sigma, torch.cat(labels) if labels else None).to(torch.float64)
 
     def images(self, seeds: Sequence[int], labels: Sequence[int | None], steps: int) -> UInt8Array:
         """One uint8 image [B, H, W, C] per seed; labels of None are drawn from the seed.
@@ -179,6 +181,13 @@ class Generator:
         batch = [x, sigma] if labels is None else [x, sigma, labels]
         parts = zip(*(rows.split(pieces) for rows in batch), strict=True)  # type: ignore[no-untyped-call]
         return torch.cat([self.model.network(*part) for part in parts])
+
+
+@torch.inference_mode()
+def advance(walks: Sequence[Walk], denoised: Tensor) -> None:
+    """Give walks the estimates that they asked for, one after the other."""
+    for walk, own in zip(walks, denoised.split([len(walk.query.x) for walk in walks]), strict=True):  # type: ignore[no-untyped-call]
+        walk.advance(own)
 
 
 def balanced_batches(generator: Generator, seeds: range, sampling: Sampling) -> Iterator[tuple[UInt8Array, list[int]]]:

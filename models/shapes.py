@@ -43,6 +43,11 @@ class Shapes:
         """The cheapest sizes, largest first, that cover `count` images; the last may have room to spare."""
         return list(_cheapest(self, count))
 
+    def halved(self) -> "Shapes | None":
+        """Those of at most half the largest; None when there are none."""
+        kept = [k for k, size in enumerate(self.sizes) if size <= self.sizes[-1] // 2]
+        return Shapes(self.sizes[: len(kept)], self.seconds[: len(kept)]) if kept else None
+
     @cached_property
     def width(self) -> int:
         """The smallest size within 5 % of the best seconds per image: wider ones bring nothing but delay."""

@@ -121,7 +121,7 @@ def worker(
     with naming_the_extra("worker"), uncollected():
         from uvicorn.loops.auto import auto_loop_factory
 
-        from service.worker import Misconfigured, Worker
+        from service.worker import Hung, Misconfigured, Worker
     from service.logs import configure
     from service.metrics import MULTIPROCESS_DIR
 
@@ -133,6 +133,9 @@ def worker(
             runner.run(Worker(settings).run())
     except Misconfigured as error:
         give_up(str(error), EXIT_MISCONFIGURED)
+    except Hung as error:
+        typer.echo(f"pfgmpp: {error}", err=True)
+        os._exit(EXIT_FAILED)  # an orderly end would wait for the thread that hangs
 
 
 @app.command()

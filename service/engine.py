@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models import generate
 from models.card import SHIPPED, CheckpointError, format_D
@@ -301,9 +301,33 @@ class Engine:
         return walk
 
     def evaluate(self, flight: Flight, walks: Sequence[Walk]) -> None:
-        """Take walks of one flight, made by this engine, an evaluation further in one network call."""
-        self._generators[self._key(flight)].evaluate(cast("Sequence[generate.Walk]", walks))
+        """Take walks of one flight, made by this engine, an evaluation further in one network call.
+
+        Where the memory of the device does not suffice, in several smaller ones, now and from then on.
+        """
+        own = cast("Sequence[generate.Walk]", walks)
+        generate.advance(own, self._estimates(flight, own))
         self._keep_pace()
+
+    def _estimates(self, flight: Flight, walks: Sequence[generate.Walk]) -> Tensor:
+        while True:
+            generator = self._generators[self._key(flight)]
+            try:
+                return generator.estimates(walks)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_of_memory(error) or not self._make_do(flight, generator):
+                    raise
+
+    def _make_do(self, flight: Flight, generator: Generator) -> bool:
+        """Run a network in batches of half the size from now on; whether there is such a size."""
+        smaller = generator.shapes.halved()
+        if smaller is None:
+            return False
+        log.warning("out of memory", model=flight.model, batch_sizes=list(smaller.sizes))
+        self._generators[self._key(flight)] = replace(generator, shapes=smaller)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
     def _keep_pace(self) -> None:
         """Be at most one evaluation ahead of an accelerator: what comes in enters soon, and timings mean something."""
@@ -420,6 +444,11 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(M_ARENA_MAX, 1)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether an error is that the device, or torch's allocator for the CPU, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def use_threads(threads: int) -> None:

@@ -97,6 +97,8 @@ class Inflight:
         self._cohorts: list[Cohort] = []
         self._errands: list[Callable[[], None]] = []
         self._changed = threading.Condition()
+        self._called = 0.0
+        """When the network call under way began; 0 when there is none."""
         self._call_seconds = 0.0
         self._is_watched = False
         self._is_stirred = False
@@ -113,6 +115,12 @@ class Inflight:
                 for start, length in self.policy.spans(part.length, self.engine.width(flights[0]))
             ]
         return list(shares.values())
+
+    @property
+    def seconds_in_call(self) -> float:
+        """For how long the network call under way has been so; 0 when there is none."""
+        called = self._called
+        return time.monotonic() - called if called else 0.0
 
     def enter(self, shares: Sequence[Share]) -> None:
         """Take shares in hand; they are evaluated from the next turn on."""
@@ -175,6 +183,7 @@ class Inflight:
         shares = list(dict.fromkeys(cohort.share for cohort in chosen))
         if not chosen:
             return False
+        self._called = time.monotonic()
         try:
             self._evaluate(chosen, shares)
         except Exception as error:  # noqa: BLE001
@@ -182,6 +191,8 @@ class Inflight:
             self.drop(failed)
             self._on_failure(failed, error)
             return True
+        finally:
+            self._called = 0.0
         self._land(chosen)
         self._is_stirred = self._is_stirred or any(cohort.remaining <= 1 for cohort in chosen)
         if self._is_watched and self._is_stirred:

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     heartbeat_seconds: Seconds = Field(5.0, description="How often workers show that they live.")
     progress_seconds: Seconds = Field(0.1, description="How often progress is noted, at most.")
     reap_seconds: Seconds = Field(0.5, description="How often lost leases are looked for.")
+    hang_seconds: Seconds = Field(
+        600.0, description="After so long in one network call a worker gives up, and is started anew."
+    )
     max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails.")
     store_seconds: Seconds = Field(2.0, description="How often workers look for new checkpoints.")
     retention_seconds: Seconds = Field(3600.0, description="How long results are kept.")

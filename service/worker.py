@@ -42,6 +42,10 @@ INSIST_SECONDS = 2.0
 log = get_logger()
 
 
+class Hung(Exception):
+    """A network call took longer than it may: the thread that computes is lost, and the process with it."""
+
+
 class Misconfigured(Exception):
     """The worker cannot start, and would not the next time either; the message names the setting."""
 
@@ -77,7 +81,7 @@ class Worker:
         """Work until SIGTERM or SIGINT; then finish what is in hand, within the grace time.
 
         Raises Misconfigured when no checkpoint loads, the model store is no directory, the results directory cannot be
-        written or the device is not there.
+        written, the device is not there or Redis would throw away jobs; and Hung, after which the process must end.
         """
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -91,6 +95,7 @@ class Worker:
             self._claim_work,
             self._keep_leases,
             self._show_life,
+            self._watch_calls,
             self._watch_store,
             self._sweep_results,
         )
@@ -98,7 +103,8 @@ class Worker:
         stopped = asyncio.create_task(self._stopping.wait())
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
         self.stop()
-        await self._finish()
+        if self.inflight.seconds_in_call < self.settings.hang_seconds:
+            await self._finish()
         failures = [task.exception() for task in tasks if task.done()]
         for task in (*tasks, stopped):
             task.cancel()
@@ -314,6 +320,16 @@ class Worker:
             models=self.engine.facts,
             loaded=self.engine.loaded,
         )
+
+    async def _watch_calls(self) -> None:
+        """Until cancelled, or the network call under way takes too long: then let go of all, and raise Hung."""
+        limit = self.settings.hang_seconds
+        while True:
+            await asyncio.sleep(min(1.0, limit / 4))
+            if self.inflight.seconds_in_call > limit:
+                with suppress(RedisError):
+                    await self.queue.disown(self.name)
+                raise Hung(f"a network call took more than {limit:g} s (PFGMPP_HANG_SECONDS)")
 
     async def _watch_store(self) -> None:
         """Offer new checkpoints, and no longer those that are gone, until cancelled."""

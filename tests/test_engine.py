@@ -4,12 +4,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.stores import untrained_checkpoint
 from models.checkpoint import save
@@ -141,6 +142,37 @@ def test_nothing_is_unloaded_while_something_is_under_way_with_it(store: Path) -
     assert not engine.loaded
     sampled(engine, flight("exact"), [1])
     assert engine.loaded == ("tiny-d128",)
+
+
+class Scarce(nn.Module):
+    """A network on a device with memory for so many images at once."""
+
+    def __init__(self, network: nn.Module, images: int):
+        super().__init__()
+        self.network, self.images = network, images
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        if len(x) > self.images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        answer: Tensor = self.network(x, *rest)
+        return answer
+
+
+def test_where_memory_does_not_suffice_batches_are_halved(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The images are the same; where there is not even memory for one, it is an error."""
+    engine = Engine(store, CPU, 8)
+    expected = sampled(engine, flight("exact"), range(7))
+    key, generator = next((key, each) for key, each in engine._generators.items() if key.model == "tiny-d128")
+    for images in (2, 0):
+        model = replace(generator.model, network=Scarce(generator.model.network, images))
+        engine._generators[key] = replace(generator, model=model)
+        if images:
+            assert np.array_equal(sampled(engine, flight("exact"), range(7)), expected)
+            assert engine._generators[key].shapes.sizes[-1] == 2
+        else:
+            with pytest.raises(torch.OutOfMemoryError):
+                sampled(engine, flight("exact"), range(7))
+    assert capsys.readouterr().out.count("out of memory") == 2 + 3
 
 
 def test_a_model_and_its_guide_stay_while_something_is_under_way_with_them(store: Path) -> None:

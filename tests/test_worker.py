@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from service.queue import Census, JobReport, Order, Queue, Report, Submission, n
 from service.sample import TRAJECTORY, Images, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
-from service.worker import Misconfigured, Worker
+from service.worker import Hung, Misconfigured, Worker
 from tests.helpers import eventually, next_batch
 from tests.models.helpers import card, solve
 from tests.models.officials import INDEX, recorded_file
@@ -326,6 +327,24 @@ async def test_a_canceled_job_leaves_the_device_within_two_evaluations(
 
 async def _is_computed(worker: Worker) -> bool:
     return any(share.evaluations_done for shares in worker.in_hand.values() for share in shares.values())
+
+
+async def test_a_network_call_that_hangs_ends_the_worker(
+    settings: Settings, queue: Queue, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its job is charged for it, and waits for another worker, to run alone."""
+    worker, hung = Worker(settings.model_copy(update={"hang_seconds": 0.2})), threading.Event()
+    life = asyncio.create_task(worker.run())
+    await eventually(lambda: _is_offered(worker, life))
+    monkeypatch.setattr(worker.engine, "evaluate", lambda flight, walks: hung.wait(60))
+    job_id = await submit()
+    with pytest.raises(Hung, match="more than"):
+        await asyncio.wait_for(life, 30)
+    hung.set()
+    assert [(job.job_id, job.outcome) for job in await eventually(queue.reap)] == [(job_id, "requeued")]
+    job = await queue.read(job_id)
+    assert job
+    assert (job.status, job.attempts, job.fields["alone"]) == ("running", 2, "1")
 
 
 async def test_a_job_that_lost_a_worker_runs_alone(settings: Settings, queue: Queue, submit: Submit) -> None:
