@@ -205,6 +205,8 @@ class Card(_Frozen):
     sigma_max: float = Field(80.0, le=1e6, allow_inf_nan=False)
     default_steps: int = Field(18, ge=2)
     max_steps: int = Field(256, ge=2, le=10_000)
+    stored: Literal["float32", "float16", "bfloat16"] = "float32"
+    """How the file holds weights of two axes or more; they are run as float32 whatever it is."""
     label_dropout: float = Field(0.0, ge=0, le=1)
     """How often training left the class out, so that the model can also be asked without one."""
     license: str

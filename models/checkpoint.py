@@ -60,7 +60,9 @@ def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
     if path.exists() and not path.is_file():
         raise OSError("it is there, and no file that could be replaced")
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    stored = {name: _channels_last(tensor.detach().cpu()).contiguous() for name, tensor in tensors.items()}
+    stored = {
+        name: _channels_last(_as_stored(tensor.detach().cpu(), card)).contiguous() for name, tensor in tensors.items()
+    }
     current = card.model_copy(update={"format": 2})
     try:
         save_file(stored, temporary, metadata={METADATA_KEY: current.model_dump_json()})
@@ -75,8 +77,8 @@ def save(path: Path, card: Card, tensors: dict[str, Tensor]) -> None:
 def load(path: Path, device: torch.device | str = "cpu", sha256: str | None = None) -> Model:
     """The model in a checkpoint file, ready to denoise on a device.
 
-    On a CPU the weights stay mapped to the file, those of format 2 as they run: there is no second copy. Put a new file
-    in an old one's place by renaming, never by writing over it. Its SHA-256 is taken from whoever knows it.
+    On a CPU float32 weights stay mapped to the file, those of format 2 as they run: there is no second copy. Put a new
+    file in an old one's place by renaming, never by writing over it. Its SHA-256 is taken from whoever knows it.
 
     Raises CheckpointError naming the file and the tensor that is missing, unexpected, misshapen or not finite.
     """
@@ -88,6 +90,8 @@ def load(path: Path, device: torch.device | str = "cpu", sha256: str | None = No
         raise CheckpointError(f"{path}: cannot read its tensors ({error})") from error
     if card.format == 2:
         tensors = {name: _channels_first(tensor) for name, tensor in tensors.items()}
+    if card.stored != "float32":
+        tensors = {name: tensor.to(torch.float32) if _is_weight(tensor) else tensor for name, tensor in tensors.items()}
     check_tensors(path, network.state_dict(), tensors)
     check_examples(path, card, tensors)
     network.load_state_dict(tensors, assign=True)
@@ -96,6 +100,15 @@ def load(path: Path, device: torch.device | str = "cpu", sha256: str | None = No
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     table = network.table if isinstance(network, Denoiser) else ()
     return Model(card, network, sha256 or file_sha256(path), torch.device(device), table)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dim() > 1
+
+
+def _as_stored(tensor: Tensor, card: Card) -> Tensor:
+    """A tensor in the precision in which the card says that weights are stored."""
+    return tensor.to(getattr(torch, card.stored)) if _is_weight(tensor) and card.stored != "float32" else tensor
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -290,10 +290,11 @@ def _choice(settings: list[str]) -> dict[str, Any]:
 
 def race(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one such as `digits`.")],
-    against: Annotated[
-        list[str], typer.Option("--against", help="Changes to it, such as 'patch.real_p=0.5 batch=64'; again for more.")
-    ],
     D: Annotated[str, typer.Option("--D", help='Augmentation dimension: a number > 0 or "inf".')],
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="Changes to it, such as 'patch.real_p=0.5 batch=64'; again for more."),
+    ] = None,
     data: Data = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Settings of all of them, such as decay=none.")
@@ -325,7 +326,7 @@ def race(
     try:
         _check_plot(output)
         recipes = {recipe: read_recipe(recipe, changes or ())}
-        recipes |= {each: read_recipe(recipe, [*(changes or ()), *each.split()]) for each in against}
+        recipes |= {each: read_recipe(recipe, [*(changes or ()), *each.split()]) for each in against or ()}
         images, dimension, on = data_of(data), parse_D(D), torch.device(device)
         evaluator = Evaluator(images, count, fit)
         found = []

@@ -59,6 +59,8 @@ class Recipe(BaseModel):
     """Whether the data set also holds every image as a mirror shows it."""
     patch: Patches | None = None
     """Trains on patches too; the network is told where they lie."""
+    stored: Literal["float32", "float16", "bfloat16"] = "float32"
+    """How the checkpoint holds the weights; half the bytes are hardly worse."""
     default_steps: int = Field(ge=2)
     max_steps: int = Field(ge=2)
     seed: int = Field(ge=0, lt=2**63)

@@ -219,6 +219,7 @@ class Run:
             sigma_max=sigma_max * recipe.noise_scale,
             default_steps=recipe.default_steps,
             max_steps=recipe.max_steps,
+            stored=recipe.stored,
             label_dropout=recipe.label_dropout,
             license=self.data.license,
             training={

@@ -41,6 +41,21 @@ def test_a_model_survives_saving_and_loading(path: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_weights_may_be_stored_in_half_the_bytes(tmp_path: Path, stored: str) -> None:
+    """They are run as float32, rounded; what has one axis, such as biases, is not."""
+    tensors = random_tensors(card())
+    sizes = []
+    for kind in ("float32", stored):
+        save(tmp_path / kind, card(stored=kind), tensors)
+        sizes.append((tmp_path / kind).stat().st_size)
+    found = load(tmp_path / stored).network.state_dict()
+    assert 0.5 < sizes[1] / sizes[0] < 0.65
+    for name, tensor in tensors.items():
+        expected = tensor.to(getattr(torch, stored)).to(torch.float32) if tensor.dim() > 1 else tensor
+        assert torch.equal(found[name], expected), name
+
+
 def test_a_file_of_the_first_format_is_read(path: Path) -> None:
     """Its tensors lie as torch has them."""
     tensors = random_tensors(card())
