@@ -218,7 +218,8 @@ class Queue:
         """
         if not settings.redis_url:
             raise ValueError("REDIS_URL is not set; set it, or use `pfgmpp serve`, which starts its own Redis")
-        return cls(connect(settings.redis_url), connect_blocking(settings.redis_url), settings)
+        url, name = settings.redis_url, settings.queue
+        return cls(connect(url, name), connect_blocking(url, name), settings)
 
     async def close(self) -> None:
         await self.redis.aclose()

@@ -2,13 +2,18 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from hiredis import PushNotification
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.connection import parse_url
+from redis.asyncio.sentinel import Sentinel
+from redis.crc import key_slot
+from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
-from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as NoAnswer
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -102,6 +107,34 @@ class Link:
             expected.set_result(answer)
 
 
+class _Found:
+    """A connection to wherever the keys are just now: asked for whenever it is made anew."""
+
+    def __init__(self, *, find: Callable[[], Awaitable[tuple[str, int]]], **options: Any):
+        self._find = find
+        super().__init__(**options)
+
+    async def _connect(self) -> None:
+        self.host, self.port = await self._find()
+        await super()._connect()  # type: ignore[misc]
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        """An answer; that the keys are elsewhere by now is a lost connection."""
+        try:
+            return await super().read_response(*arguments, **options)  # type: ignore[misc]
+        except (MovedError, ReadOnlyError, ClusterDownError) as error:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]
+            raise ConnectionLost("the keys of the queue are on another server now") from error
+
+
+class FoundConnection(_Found, Connection):
+    """One without TLS."""
+
+
+class FoundSSLConnection(_Found, SSLConnection):
+    """One with TLS."""
+
+
 class QueueClient(Redis):
     """redis-py's client, with scripts and messages on one shared connection.
 
@@ -123,21 +156,78 @@ class QueueClient(Redis):
         await super().aclose(close_connection_pool)
 
 
-def connect(url: str) -> QueueClient:
-    """A client for commands that answer at once; the URL may be redis://, rediss:// or unix://."""
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=MOST_CONNECTIONS,
-        timeout=4 * TIMEOUT_SECONDS,
-        protocol=PROTOCOL,
-        decode_responses=True,
-        socket_timeout=TIMEOUT_SECONDS,
-        # Their messages would come between the answers of a shared connection.
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )
-    return QueueClient(pool)
+def connect(url: str, queue: str) -> QueueClient:
+    """A client for commands that answer at once, of the server that has the keys of a queue.
+
+    The URL may be redis://, rediss:// or unix://; of a cluster redis+cluster://HOST:PORT,HOST:PORT,..., or of what
+    sentinels watch redis+sentinel://HOST:PORT,HOST:PORT,.../SERVICE (rediss+... for TLS). Raises ValueError for others.
+    """
+    options = _options(url, queue) | {"max_connections": MOST_CONNECTIONS, "timeout": 4 * TIMEOUT_SECONDS}
+    return QueueClient(BlockingConnectionPool(socket_timeout=TIMEOUT_SECONDS, **options))
 
 
-def connect_blocking(url: str) -> "Redis":
+def connect_blocking(url: str, queue: str) -> "Redis":
     """A client for one connection that waits, as BLPOP does. It never shares the pool of the other."""
-    return Redis.from_url(url, protocol=PROTOCOL, decode_responses=True, socket_timeout=None, health_check_interval=10)
+    pool = ConnectionPool(socket_timeout=None, health_check_interval=10, **_options(url, queue))
+    return Redis.from_pool(pool)
+
+
+def _options(url: str, queue: str) -> dict[str, Any]:
+    """What connections are made with."""
+    common = {
+        "protocol": PROTOCOL,
+        "decode_responses": True,
+        # Their messages would come between the answers of a shared connection.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    scheme, _, rest = url.partition("://")
+    if "+" not in scheme:
+        return common | parse_url(url)
+    security, _, kind = scheme.partition("+")
+    if security not in {"redis", "rediss"} or kind not in {"cluster", "sentinel"}:
+        raise ValueError(
+            f"REDIS_URL: {scheme}:// is no kind of server; there are redis, redis+cluster and redis+sentinel"
+        )
+    login, _, place = rest.rpartition("@")
+    hosts, _, path = place.partition("/")
+    own = parse_url(f"{security}://{login + '@' if login else ''}host/{path.partition('/')[2]}")
+    del own["host"]
+    seeds = [_address(each) for each in hosts.split(",")]
+    if kind == "cluster":
+        find = partial(owner_of_slot, seeds, key_slot(f"{{{queue}}}".encode()), own)
+    else:
+        sentinel = Sentinel(seeds, socket_timeout=TIMEOUT_SECONDS)  # type: ignore[no-untyped-call]
+        find = partial(master_of, sentinel, path.partition("/")[0])
+    classes = {"redis": FoundConnection, "rediss": FoundSSLConnection}
+    return common | own | {"connection_class": classes[security], "find": find}
+
+
+def _address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(f"REDIS_URL: {text!r} is no HOST:PORT")
+    return parts.hostname, parts.port or 6379
+
+
+async def owner_of_slot(seeds: Sequence[tuple[str, int]], slot: int, options: Mapping[str, Any]) -> tuple[str, int]:
+    """The address of the node of a cluster that has a slot, as the first seed that answers knows it."""
+    failure: RedisError = ConnectionLost("no node of the cluster answers")
+    for host, port in seeds:
+        node = Redis.from_pool(ConnectionPool(host=host, port=port, socket_timeout=TIMEOUT_SECONDS, **options))
+        try:
+            for first, last, (address, owner_port, *_), *_ in await node.execute_command("CLUSTER SLOTS"):  # type: ignore[no-untyped-call]
+                if first <= slot <= last:
+                    name = address.decode() if isinstance(address, bytes) else address
+                    return name or host, owner_port
+            failure = ConnectionLost(f"no node of the cluster has slot {slot}")
+        except RedisError as error:
+            failure = error
+        finally:
+            await node.aclose()
+    raise failure
+
+
+async def master_of(sentinel: Sentinel, service: str) -> tuple[str, int]:
+    """The address of the server that sentinels take for the master of a service."""
+    address: tuple[str, int] = await sentinel.discover_master(service)
+    return address

@@ -25,7 +25,8 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None,
         validation_alias=AliasChoices("redis_url", "REDIS_URL", "PFGMPP_REDIS_URL"),
-        description="Redis or Valkey to use; without it `pfgmpp serve` starts its own.",
+        description="Redis or Valkey to use (also `redis+cluster://HOST,HOST`, `redis+sentinel://HOST,HOST/SERVICE`); "
+        "without it `pfgmpp serve` starts its own.",
     )
     queue: str = Field("main", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Name of the queue within Redis.")
     data_dir: Path = Field(
