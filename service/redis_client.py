@@ -66,6 +66,8 @@ class Link:
         try:
             async with asyncio.timeout(self._timeout_seconds), self._opening:
                 if self._reading is None:
+                    # What was lost may be elsewhere now, for the others as well.
+                    await self._pool.disconnect(inuse_connections=False)
                     self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
                     self._connection.socket_timeout = None  # it is always being read
                     await self._connection.connect()
@@ -196,8 +198,7 @@ def _options(url: str, queue: str) -> dict[str, Any]:
     if kind == "cluster":
         find = partial(owner_of_slot, seeds, key_slot(f"{{{queue}}}".encode()), own)
     else:
-        sentinel = Sentinel(seeds, socket_timeout=TIMEOUT_SECONDS)  # type: ignore[no-untyped-call]
-        find = partial(master_of, sentinel, path.partition("/")[0])
+        find = partial(master_of, seeds, path.partition("/")[0])
     classes = {"redis": FoundConnection, "rediss": FoundSSLConnection}
     return common | own | {"connection_class": classes[security], "find": find}
 
@@ -227,7 +228,12 @@ async def owner_of_slot(seeds: Sequence[tuple[str, int]], slot: int, options: Ma
     raise failure
 
 
-async def master_of(sentinel: Sentinel, service: str) -> tuple[str, int]:
+async def master_of(seeds: Sequence[tuple[str, int]], service: str) -> tuple[str, int]:
     """The address of the server that sentinels take for the master of a service."""
-    address: tuple[str, int] = await sentinel.discover_master(service)
-    return address
+    sentinel = Sentinel(seeds, socket_timeout=TIMEOUT_SECONDS)  # type: ignore[no-untyped-call]
+    try:
+        address: tuple[str, int] = await sentinel.discover_master(service)
+        return address
+    finally:
+        for each in sentinel.sentinels:
+            await each.aclose()
