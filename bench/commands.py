@@ -21,10 +21,11 @@ PARTS = {
     "png": "the PNG encoder against Pillow's",
     "workers": "two workers against one",
     "scheduler": "what the scheduler costs",
+    "training": "steps of training: precisions, layouts of memory, compiled code",
 }
 
 
-ON_DEVICE = {"engine", "scheduler"}
+ON_DEVICE = {"engine", "scheduler", "training"}
 """The parts that run on --device; the others are of services on the CPU."""
 
 
@@ -34,7 +35,7 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(help="Measurements of each contestant.", min=1)] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Short runs of the small network alone: a trial.")] = False,
-    device: Annotated[str, typer.Option(help="Of the parts engine and scheduler, such as cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Of the parts engine, scheduler and training, such as cuda.")] = "cpu",
     folder: Annotated[Path, typer.Option(help="For what lasts: networks, compiled code.")] = Path(".pfgmpp/bench"),
     output: Annotated[Path, typer.Option("-o", "--output", help="The JSON to write.")] = Path("bench.json"),
     plot: Annotated[Path | None, typer.Option(help="The PNG to draw.")] = None,

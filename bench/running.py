@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 60.0
 READY_SECONDS = 90.0
 
 
-def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
+def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS, pause_seconds: float = 0.01) -> T:
     """What the condition returns as soon as that is true; errors count as not yet."""
     deadline = time.monotonic() + seconds
     while True:
@@ -35,7 +35,7 @@ def until(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) 
             failure = error
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {condition}") from failure
-        time.sleep(0.01)
+        time.sleep(pause_seconds)
 
 
 class Service:

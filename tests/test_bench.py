@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from bench.bare import save_weights
 from bench.load import SHORTS_PER_LONG, arrivals, burst
@@ -18,9 +19,12 @@ from bench.reference import Reference
 from bench.report import Figure, Findings, Report
 from bench.stores import CIFAR10, untrained_checkpoint
 from bench.timing import interleaved, percentiles, speed
+from bench.training import make_contiguous, random_images
 from models.checkpoint import build, load
 from models.generate import Generator
+from models.recipe import read_recipe
 from models.shapes import steady_shapes
+from models.train import Run
 from tests.models.helpers import card
 
 PFGMPP = str(Path(sys.executable).with_name("pfgmpp"))
@@ -95,6 +99,25 @@ def test_the_photographs_are_photographs() -> None:
     assert 2 < neighbours < 20 < pieces.std()
 
 
+def test_a_run_can_be_made_to_compute_channels_first() -> None:
+    """Even with one channel, whose order could be either; runs else compute channels last."""
+    run = Run(read_recipe("digits"), 2.0, random_images("digits"), torch.device("cpu"))
+    assert layouts(run) == (False, True)
+    make_contiguous(run)
+    assert layouts(run) == (True, False)
+    run.close()
+
+
+def layouts(run: Run) -> tuple[bool, bool]:
+    """Whether what the first convolution answers is channels first, and whether it is channels last."""
+    layer = next(each for each in run.network.modules() if isinstance(each, nn.Conv2d))
+    answers = list[Tensor]()
+    with torch.no_grad(), layer.register_forward_hook(lambda layer, inputs, answer: answers.append(answer)):
+        run.network(torch.zeros(2, 1, 8, 8), torch.ones(2), torch.eye(10)[:2])
+    (answer,) = answers
+    return answer.is_contiguous(), answer.is_contiguous(memory_format=torch.channels_last)
+
+
 def bench(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [PFGMPP, "bench", "--quick", "--rounds", "1", "--folder", str(folder), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110, check=False)
@@ -120,7 +143,7 @@ def test_a_place_that_is_not_there_is_refused_before_anything_is_measured(tmp_pa
 
 @pytest.mark.parametrize(
     "parts",
-    [("png", "scheduler", "engine", "overhead"), ("start",), ("service", "workers"), ("load",)],
+    [("png", "scheduler", "engine", "training", "overhead"), ("start",), ("service", "workers"), ("load",)],
     ids="+".join,
 )
 def test_a_short_run(tmp_path: Path, parts: tuple[str, ...]) -> None:

@@ -1,15 +1,17 @@
 """`pfgmpp train`, `judge` and `solvers`, as far as seconds allow."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-from functools import partial
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 import typer
 from PIL import Image
 from typer.testing import CliRunner
@@ -20,6 +22,8 @@ from models import commands
 from models.card import SHIPPED, read_card
 from models.checkpoint import load, save
 from models.recipe import RECIPES
+from service.cli import app as pfgmpp
+from tests.kills import Trial, differences, killed
 from tests.models.test_data import FILES, LABELS, described, written
 
 app = typer.Typer()
@@ -84,32 +88,37 @@ def test_train_takes_images_from_a_zip(recipe: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.timeout(300)
-def test_a_run_that_is_killed_goes_on(recipe: Path, tmp_path: Path) -> None:
-    """By SIGKILL at any moment, and by SIGTERM in good order: the model is that of a run left alone."""
-    recipe.write_text(recipe.read_text().replace("images = 64", "images = 640"))
-    asked = ["train", str(recipe), "--D", "2", "--threads", "1"]
-    log = tmp_path / "run" / "log.jsonl"
-    alone = [*asked, "--run-dir", str(tmp_path / "alone"), "-o", str(tmp_path / "alone.safetensors")]
-    killed = [*asked, "--run-dir", str(log.parent), "-o", str(tmp_path / "killed.safetensors"), "--save-seconds", "0"]
-    assert CliRunner().invoke(app, alone).exit_code == 0
-    for more, number in (([], signal.SIGKILL), (["--resume"], signal.SIGTERM)):
-        command = [sys.executable, "-m", "service", *killed, *more]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            until(partial(has_lines, log, 3 if more else 2))
-            process.send_signal(number)
-            said = process.communicate()[0]
-        assert process.returncode == (0 if number == signal.SIGTERM else -9)
-        assert ("stopped after" in said) == (number == signal.SIGTERM)
-    assert CliRunner().invoke(app, [*killed, "--resume"]).exit_code == 0
-    both = [load(tmp_path / f"{name}.safetensors").network.state_dict() for name in ("alone", "killed")]
-    assert all(torch.equal(tensor, both[1][name]) for name, tensor in both[0].items())
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("alone", "run")]
-    curves = [[json.loads(line)["loss"] for line in log] for log in logs]
-    assert curves[0] == curves[1]
+def test_a_run_that_is_stopped_and_killed_is_the_one_left_alone(recipe: Path, tmp_path: Path) -> None:
+    """Stopped in good order by SIGTERM, then killed at any moment and in a save."""
+    alone = Trial(str(recipe), 480, tmp_path / "alone")
+    other = Trial(str(recipe), 480, tmp_path / "other", save_seconds=0)
+    alone.finish()
+    with asked_to_stop(other.lines):
+        stopped = CliRunner().invoke(pfgmpp, other.arguments())
+    assert (stopped.exit_code, "stopped after" in stopped.output) == (0, True), stopped.output
+    kills = list(killed(other, 2, alone.line_seconds, seed=0))
+    assert len(kills) == 2
+    assert differences(alone, other) == []
+    other.checkpoint.write_bytes(SHIPPED.joinpath("digits-d1.safetensors").read_bytes())
+    assert differences(alone, other)
 
 
-def has_lines(file: Path, count: int) -> bool:
-    return file.exists() and len(file.read_text().splitlines()) >= count
+@contextmanager
+def asked_to_stop(condition: Callable[[], object]) -> Iterator[None]:
+    """SIGTERM for this process, once the condition is true; it is ignored should it come late."""
+
+    def ask() -> None:
+        until(condition)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    asks = threading.Thread(target=ask)
+    asks.start()
+    try:
+        yield
+    finally:
+        asks.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.timeout(300)
