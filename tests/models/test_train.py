@@ -423,5 +423,5 @@ def test_a_recipe_that_is_not_toml_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none", "none.toml"])
 def test_a_recipe_that_does_not_exist_is_named_beside_those_that_do(name: str) -> None:
-    with pytest.raises(ValueError, match=f"no recipe '{name}'; shipped are: cifar10, digits"):
+    with pytest.raises(ValueError, match=f"no recipe '{name}'; shipped are: cifar10, cifar10-16, digits"):
         read_recipe(name)
