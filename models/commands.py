@@ -36,7 +36,7 @@ def train(
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")] = False,
 ) -> None:
     """Train one model by a recipe and write its checkpoint; under torchrun, on several devices."""
-    from models.training import Plan, carry_out
+    from models.training import Plan, Stopped, carry_out
 
     plan = Plan(
         recipe=recipe,
@@ -57,6 +57,9 @@ def train(
     )
     try:
         written = carry_out(plan)
+    except Stopped as stopped:
+        typer.echo(str(stopped), err=True)
+        raise typer.Exit(130) from None
     except (ValueError, OSError, FloatingPointError) as error:
         _give_up(str(error))
     if written:

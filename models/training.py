@@ -31,6 +31,10 @@ SAMPLES = 36
 """Images of a sample grid."""
 
 
+class Stopped(Exception):
+    """A run was asked to stop before its end; the message says how to go on."""
+
+
 class Plan(NamedTuple):
     """The options of `pfgmpp train`."""
 
@@ -52,7 +56,7 @@ class Plan(NamedTuple):
 
 
 def carry_out(plan: Plan) -> str:
-    """Train; what came of it in words, "" in all processes but the first.
+    """Train; what came of it in words, "" in all processes but the first. Raises Stopped when it was asked to stop.
 
     Raises ValueError, or OSError, naming what is wrong with the plan, and FloatingPointError for a loss that is not
     finite.
@@ -86,7 +90,7 @@ def carry_out(plan: Plan) -> str:
         if place.rank:
             return ""
         if not run.is_done:
-            return f"stopped after {run.images_seen:,} images; --resume goes on from {folder.state}"
+            raise Stopped(f"stopped after {run.images_seen:,} images; --resume goes on from {folder.state}")
         checkpoint.save(output, run.card(progress), run.tensors())
         return f"wrote {output}"
 

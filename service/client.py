@@ -23,11 +23,13 @@ class Client:
 
     def __init__(self, server: str, key: str | None = None):
         self.server = server
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
         try:
             self._http = httpx.Client(base_url=server, headers=headers, timeout=httpx.Timeout(10, read=90))
         except httpx.InvalidURL as error:
             raise ClientError(f"{server!r} is not a URL ({error})") from error
+        except UnicodeEncodeError as error:
+            raise ClientError("the key holds characters that no key has") from error
 
     def submit(self, request: dict[str, Any]) -> JobView:
         """The job that a sample request makes. Raises ClientError."""

@@ -171,6 +171,8 @@ class Door:
             return OverQuota(detail, retry_after_seconds=UNKNOWN_RATE_RETRY_SECONDS)
         cost, most = submission.count * submission.evaluations, submission.limits.evaluations
         too_many = reached.number + cost - most
+        if cost > most:
+            return OverQuota(f"this key may never have more than {most:,} network evaluations; this takes {cost:,}")
         return OverQuota(
             f"this key may have {most:,} network evaluations waiting, has {reached.number:,}, and this adds {cost:,}",
             retry_after_seconds=too_many / rate if rate else UNKNOWN_RATE_RETRY_SECONDS,

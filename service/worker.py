@@ -89,6 +89,7 @@ class Worker:
         try:
             await self._start_up()
         except (ValueError, OSError) as error:
+            await self.queue.close()
             raise Misconfigured(str(error)) from error
         acts = (
             self._compute,

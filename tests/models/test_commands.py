@@ -95,7 +95,7 @@ def test_a_run_that_is_stopped_and_killed_is_the_one_left_alone(recipe: Path, tm
     alone.finish()
     with asked_to_stop(other.lines):
         stopped = CliRunner().invoke(pfgmpp, other.arguments())
-    assert (stopped.exit_code, "stopped after" in stopped.output) == (0, True), stopped.output
+    assert (stopped.exit_code, "stopped after" in stopped.output) == (130, True), stopped.output
     kills = list(killed(other, 2, alone.line_seconds, seed=0))
     assert len(kills) == 2
     assert differences(alone, other) == []
