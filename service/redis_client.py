@@ -66,8 +66,9 @@ class Link:
         try:
             async with asyncio.timeout(self._timeout_seconds), self._opening:
                 if self._reading is None:
-                    # What was lost may be elsewhere now, for the others as well.
-                    await self._pool.disconnect(inuse_connections=False)
+                    if issubclass(self._pool.connection_class, _Found):
+                        # What was lost may be elsewhere now, for the others as well.
+                        await self._pool.disconnect(inuse_connections=False)
                     self._connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
                     self._connection.socket_timeout = None  # it is always being read
                     await self._connection.connect()
