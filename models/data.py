@@ -56,12 +56,12 @@ class Dataset:
 
     def take(self, chosen: IntArray) -> Tensor:
         """Some images, [B, C, H, W] in [-1, 1] in float32."""
-        return _in_unit(self.images[chosen])
+        return in_unit(self.images[chosen])
 
     def crops(self, chosen: IntArray, corners: IntArray, size: int) -> Tensor:
         """Square parts of some images, from their corners [B, 2] across and down: [B, C, size, size] in [-1, 1]."""
         places = zip(chosen, corners, strict=True)
-        return _in_unit(
+        return in_unit(
             np.stack([self.images[k, down : down + size, across : across + size] for k, (across, down) in places])
         )
 
@@ -81,9 +81,9 @@ class Dataset:
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
 
-def _in_unit(images: UInt8Array) -> Tensor:
+def in_unit(images: UInt8Array) -> Tensor:
     """Images [B, H, W, C] of bytes as [B, C, H, W] in [-1, 1] in float32."""
-    return torch.from_numpy(images).movedim(-1, 1).to(torch.float32) / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, 1).to(torch.float32) / 127.5 - 1
 
 
 def load_digits(held_out: bool = False) -> Dataset:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.data import Dataset, UInt8Array
+from models.data import Dataset, UInt8Array, in_unit
 from models.kernel import FloatArray
 
 IMAGES = 120_000
@@ -48,12 +48,12 @@ class Classifier:
     def features(self, images: UInt8Array) -> FloatArray:
         """[M, FEATURES] of images [M, H, W, C]."""
         with torch.inference_mode():
-            parts = [self.network[:-1](_pixels(images[k : k + 512])) for k in range(0, len(images), 512)]
+            parts = [self.network[:-1](in_unit(images[k : k + 512])) for k in range(0, len(images), 512)]
         return torch.cat(parts).to(torch.float64).numpy()
 
     def recognised(self, images: UInt8Array, labels: list[int]) -> float:
         """The share of images [M, H, W, C] that it takes for the classes [M] that were asked for."""
-        return float((self._logits(_pixels(images)).argmax(1) == torch.tensor(labels)).double().mean())
+        return float((self._logits(in_unit(images)).argmax(1) == torch.tensor(labels)).double().mean())
 
     def _logits(self, x: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -97,7 +97,3 @@ def _network(channels: int, resolution: int, classes: int) -> nn.Sequential:
     if width < FEATURES:
         layers += [nn.Conv2d(width, FEATURES, 3, padding=1), nn.GroupNorm(8, FEATURES), nn.SiLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(FEATURES, classes))
-
-
-def _pixels(images: UInt8Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, 1).to(torch.float32) / 127.5 - 1

@@ -32,7 +32,7 @@ class Caller(BaseModel):
 
     name: str = Field(pattern=NAME)
     is_admin: bool = False
-    """Whether it sees the jobs of all, and may order models and read metrics."""
+    """Whether it may open anyone's jobs by their ids, order models and read metrics."""
     submissions_per_minute: int | None = Field(None, ge=1)
     queued_evaluations: int | None = Field(None, ge=1)
     """Network evaluations accepted and not done."""

@@ -252,7 +252,9 @@ KeysFile = Annotated[Path, typer.Option("--file", envvar="PFGMPP_KEYS_FILE", hel
 def add_key(
     name: Annotated[str, typer.Argument(help="Whose it is.")],
     file: KeysFile,
-    admin: Annotated[bool, typer.Option("--admin", help="Sees all jobs, orders models, reads metrics.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Opens anyone's jobs by their ids, orders models, reads metrics.")
+    ] = False,
     per_minute: Annotated[int | None, typer.Option(help="Most submissions a minute.", min=1)] = None,
     evaluations: Annotated[int | None, typer.Option(help="Most network evaluations not done.", min=1)] = None,
     jobs: Annotated[int | None, typer.Option(help="Most jobs not ended.", min=1)] = None,
