@@ -1,5 +1,6 @@
 """The commands of the model side: train, judge, import, inspect. What they need is imported when one runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -77,6 +78,9 @@ def dataset(
         typer.Option(help="Around the middle: a square, or WIDTHxHEIGHT with black above and below."),
     ] = "none",
     most: Annotated[int | None, typer.Option("--max-images", help="Of the first ones.", min=1)] = None,
+    colour: Annotated[
+        Literal["kept", "grey", "rgb"], typer.Option(help="Of all images; kept: they are alike as they are.")
+    ] = "kept",
 ) -> None:
     """Pack images of any size into a ZIP to train on."""
     from models.bar import bar
@@ -85,10 +89,10 @@ def dataset(
     try:
         size = parse_size(resolution)
         with bar("pack") as report:
-            count = pack(source, output, size, crop, most, report)
+            held = pack(source, output, size, crop, most, colour, report)
     except (ValueError, OSError) as error:
         _give_up(str(error))
-    typer.echo(f"wrote {output}: {count:,} images")
+    typer.echo(f"wrote {output}: {held}")
 
 
 def judge(
@@ -187,7 +191,9 @@ def evaluate(
     try:
         choice = _choice(chosen or [])
         figures = Figures.read(output) if output else Figures()
-        evaluator, models = _evaluator(files, data, count, weights, fit, threads)
+        if neighbours:
+            _check_picture("--neighbours", neighbours)
+        evaluator, models = _evaluator(files, [choice], data, count, weights, fit, threads)
         seeds = [range(start, start + count) for start in range(first_seed, first_seed + rounds * count, count)]
         found = []
         for each in results(evaluator, models, [choice], seeds, figures.find):
@@ -228,9 +234,9 @@ def study(
     try:
         if (values is None) != (field == "D"):
             raise ValueError("--values: needed for every field but D, which is that of the files")
-        _check_plot(output)
+        _check_picture("--output", output)
         choices = [_choice([f"{field}={value}"]) for value in values.split(",")] if values else [{}]
-        evaluator, models = _evaluator(files, data, count, weights, fit, threads)
+        evaluator, models = _evaluator(files, choices, data, count, weights, fit, threads)
         found = []
         for each in results(evaluator, models, choices, [range(count)]):
             typer.echo(row(each))
@@ -243,9 +249,15 @@ def study(
 
 
 def _evaluator(
-    files: list[Path], data: Path | None, count: int, weights: Path | None, fit: int, threads: int | None
+    files: list[Path],
+    choices: Sequence[dict[str, Any]],
+    data: Path | None,
+    count: int,
+    weights: Path | None,
+    fit: int,
+    threads: int | None,
 ) -> "tuple[Evaluator, list[Contestant]]":
-    """The evaluator of a data set, and the models, which must be of such images.
+    """The evaluator of a data set, and the models, which must be of such images and can be sampled in every such way.
 
     Says what it measures with, above the head of the table.
     """
@@ -254,23 +266,26 @@ def _evaluator(
     from models.bar import bar
     from models.evaluate import Evaluator
     from models.inception import Inception
-    from models.report import contestants, data_of, files_of, head, measured_with
+    from models.report import contestants, data_of, files_of, head, measured_with, sampling_of
 
     if threads:
         torch.set_num_threads(threads)
     inception = Inception(weights) if weights else None
     images = data_of(data)
     models = contestants(files_of(files), images)
+    for choice in choices:  # before the classifier is trained
+        for each in models:
+            sampling_of(each.model, choice)
     with bar(f"real images of {images.name}") as report:
         evaluator = Evaluator(images, count, fit, inception, report)
     typer.echo(f"{measured_with(evaluator, count)}\n\n{head(evaluator.network.measure)}")
     return evaluator, models
 
 
-def _check_plot(path: Path) -> None:
-    """Raise ValueError where no plot can be written."""
+def _check_picture(option: str, path: Path) -> None:
+    """Raise ValueError where no picture can be written."""
     if path.suffix != ".png" or not path.parent.is_dir():
-        raise ValueError(f"--output {path}: must be a .png in a directory that exists")
+        raise ValueError(f"{option} {path}: must be a .png in a directory that exists")
 
 
 def _choice(settings: list[str]) -> dict[str, Any]:
@@ -327,7 +342,7 @@ def race(
     if threads:
         torch.set_num_threads(threads)
     try:
-        _check_plot(output)
+        _check_picture("--output", output)
         recipes = {recipe: read_recipe(recipe, changes or ())}
         recipes |= {each: read_recipe(recipe, [*(changes or ()), *each.split()]) for each in against or ()}
         images, dimension, on = data_of(data), parse_D(D), torch.device(device)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import pairwise_distances_argmin_min
 
 from models.data import DataError, Dataset, UInt8Array, cache_folder
-from models.features import IMAGES, Classifier
+from models.features import IMAGES, Classifier, file_name
 from models.inception import Inception
 from models.kernel import FloatArray
 from models.metrics import frechet_distance, gaussian, kernel_distance, manifolds
@@ -72,16 +72,20 @@ class Evaluator:
         order = np.random.default_rng(0).permutation(len(data))
         chosen, others = np.sort(order[:count]), np.sort(order[count : 2 * count])
         if inception is None:
-            self.network = self.classifier = Classifier(data, classifier_images)
+            self.network = self.classifier = self._trained(classifier_images)
             self._real = self.network.features(data.images[chosen])
             self._gaussian = gaussian([self._real])
             self.floor = frechet_distance(self._gaussian, gaussian([self.network.features(data.images[others])]))
         else:
             self.network = inception
-            self.classifier = Classifier(data, classifier_images) if data.classes else None
+            self.classifier = self._trained(classifier_images) if data.classes else None
             known = inception.features_of_all(data, self.fingerprint, cache_folder(), report)
             self._real = known[chosen].astype(np.float64)
             self._gaussian = gaussian(known[k : k + SLICE].astype(np.float64) for k in range(0, len(known), SLICE))
+
+    def _trained(self, images: int) -> Classifier:
+        """The classifier of the data set, trained with so many images, now or once before."""
+        return Classifier(self.data, images, cache_folder() / file_name(self.fingerprint, images))
 
     def evaluate(self, batches: Iterable[tuple[UInt8Array, list[int]]]) -> Evaluation:
         """Batches of images [n, H, W, C], and the classes asked for [n], of which there are none for a model without.

@@ -1,7 +1,14 @@
 """Features of images, by a small classifier that is trained on the data set itself: never to be called Inception's."""
 
+import os
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -23,14 +30,19 @@ class Classifier:
     measure = "Fréchet distance"
     """What the Fréchet distance of its features may be called: not FID, for they are not Inception's."""
 
-    def __init__(self, data: Dataset, images: int = IMAGES):
+    def __init__(self, data: Dataset, images: int = IMAGES, known: Path | None = None):
+        """`known` is a file to keep the weights in, from which they are taken if it is there."""
         torch.manual_seed(0)
         self._data, self._images = data.name, images
         self._turns = not data.classes
         self.network = _network(data.shape[0], data.shape[1], 4 if self._turns else len(data.classes))
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         held = np.arange(len(data)) % HELD_OUT == 0
-        self._fit(data, np.flatnonzero(~held), max(1, images // BATCH))
+        if known is None or not self._is_read(known):
+            self._fit(data, np.flatnonzero(~held), max(1, images // BATCH))
+            if known:
+                self._write(known)
+        self.network.eval()
         x, labels = self._examples(data, np.flatnonzero(held)[:2000], np.random.default_rng(1))
         self.accuracy = float((self._logits(x).argmax(1) == labels).double().mean())
         """On held-out images, in 0..1."""
@@ -71,7 +83,23 @@ class Classifier:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        self.network.eval()
+
+    def _is_read(self, known: Path) -> bool:
+        """Whether the weights could be taken from that file."""
+        with suppress(OSError, SafetensorError, RuntimeError):
+            self.network.load_state_dict(load_file(known))
+            return True
+        return False
+
+    def _write(self, known: Path) -> None:
+        """Keep the weights; the file appears under its name only when it is complete."""
+        known.parent.mkdir(parents=True, exist_ok=True)
+        temporary = known.with_suffix(f".{os.getpid()}.partial")
+        try:
+            save_file({name: each.contiguous() for name, each in self.network.state_dict().items()}, temporary)
+            os.replace(temporary, known)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _examples(
         self, data: Dataset, chosen: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", rng: np.random.Generator
@@ -82,6 +110,12 @@ class Classifier:
         turns = rng.integers(4, size=len(x))
         turned = [image.rot90(int(k), (1, 2)) for image, k in zip(x, turns, strict=True)]
         return torch.stack(turned), torch.from_numpy(turns)
+
+
+def file_name(fingerprint: str, images: int) -> str:
+    """Of the weights for a data set, after so many images: another for every version of what trains them."""
+    made_by = f"{fingerprint} {images} {torch.__version__} {Path(__file__).read_text()}"
+    return f"classifier-{sha256(made_by.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _network(channels: int, resolution: int, classes: int) -> nn.Sequential:

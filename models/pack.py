@@ -20,6 +20,7 @@ from models.data import LABELS, DataError, UInt8Array, opened, source_of
 from models.pickles import Array, Record, read
 
 Crop = Literal["none", "center", "center-wide"]
+Colour = Literal["kept", "grey", "rgb"]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MNIST_MAGIC = 2051
@@ -48,12 +49,13 @@ def pack(
     size: tuple[int, int] | None,
     crop: Crop,
     most: int | None,
+    colour: Colour = "kept",
     report: Callable[[int, int], object] = lambda done, total: None,
-) -> int:
-    """Write a ZIP of PNG files with `dataset.json`; how many there are. It appears only when it is complete.
+) -> str:
+    """Write a ZIP of PNG files with `dataset.json`; what it holds, in words. It appears only when it is complete.
 
-    Each is cropped and resized to `size` (width, height), if given; all must then be square and of one size. Raises
-    DataError naming the file that is in the way, OSError when the ZIP cannot be written.
+    Each is cropped and resized to `size` (width, height), if given; all must then be square, of one size and alike in
+    colour. Raises DataError naming the file that is in the way, OSError when the ZIP cannot be written.
     """
     if to.exists() and (not to.is_file() or to.samefile(source)):
         raise DataError(f"{to}: cannot be written; name another file")
@@ -64,12 +66,15 @@ def pack(
         written = Path(folder) / to.name
         with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:
             for k, picture in zip(range(total), found.pictures, strict=False):
-                image = _fitted(picture, size, crop)
+                image = _fitted(picture, size, crop, colour)
                 shape = shape or (image.size, image.mode)
                 if (image.size, image.mode) != shape:
+                    way = (
+                        "--resolution makes them of one size" if image.size != shape[0] else "--colour makes them alike"
+                    )
                     raise DataError(
                         f"{picture.where}: is {_described(image.size, image.mode)}, but the first is "
-                        f"{_described(*shape)}; --resolution makes them of one size"
+                        f"{_described(*shape)}; {way}"
                     )
                 name = f"{k // 1000:05d}/img{k:08d}.png"
                 buffer = io.BytesIO()
@@ -81,7 +86,8 @@ def pack(
             about = {"labels": labels or None, "classes": list(found.classes) if labels else None}
             archive.writestr(LABELS, json.dumps(about))
         written.replace(to)
-    return total
+    kinds = f"{len(found.classes)} classes ({', '.join(found.classes[:10])}{', ...' * (len(found.classes) > 10)})"
+    return f"{total:,} images of {_described(*shape) if shape else 'no size'}, {kinds if labels else 'without classes'}"
 
 
 def open_source(path: Path) -> Source:
@@ -206,11 +212,10 @@ def _lmdb(path: Path) -> Source:
     return Source((), count, pictures())
 
 
-def _fitted(picture: Picture, size: tuple[int, int] | None, crop: Crop) -> Image.Image:
+def _fitted(picture: Picture, size: tuple[int, int] | None, crop: Crop, colour: Colour) -> Image.Image:
     """The picture, grey or RGB, cropped and resized. Raises DataError when it is not square then."""
-    image = picture.image
-    if image.mode not in {"L", "RGB"}:
-        image = image.convert("L" if image.mode in {"1", "I", "I;16", "F", "LA"} else "RGB")
+    is_grey = picture.image.mode in {"L", "1", "I", "I;16", "F", "LA"} if colour == "kept" else colour == "grey"
+    image = picture.image.convert("L" if is_grey else "RGB")
     if crop == "center":
         image = _cut(image, 1.0)
     if crop == "center-wide" and size:

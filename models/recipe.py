@@ -120,7 +120,8 @@ def read_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
         raise ValueError(f"there is no recipe {name!r}; shipped are: {shipped}") from error
     except ValidationError as error:
-        raise ValueError(f"{path}: {field_errors(error)}") from error
+        changed = f" with {' '.join(changes)}" if changes else ""
+        raise ValueError(f"{name}{changed}: {field_errors(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file ({error})") from error
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.card import Card, field_errors, format_D, parse_D
+from models.card import Card, CheckpointError, field_errors, format_D
 from models.checkpoint import check_tensors, load
 from models.data import Dataset
 from models.objective import Draws, Examples, stable_target, weighted_error
@@ -235,9 +235,17 @@ class Run:
         )
 
     def transfer(self, path: Path) -> None:
-        """Begin with the weights of a checkpoint. Raises CheckpointError when it is none, or of another network."""
-        tensors = load(path, self.device).network.state_dict()
-        check_tensors(path, self.network.state_dict(), tensors)
+        """Begin with the weights of a checkpoint.
+
+        Raises CheckpointError when it is none, TrainError when it is of another network.
+        """
+        model = load(path, self.device)
+        tensors = model.network.state_dict()
+        try:
+            check_tensors(path, self.network.state_dict(), tensors)
+        except CheckpointError as error:
+            others = _differences(model.card.architecture.model_dump(), self.recipe.architecture.model_dump())
+            raise TrainError(f"{error}: architecture.{others}" if others else str(error)) from error
         self.network.load_state_dict(tensors)
         self.ema.load_state_dict(tensors)
 
@@ -265,13 +273,13 @@ class Run:
             with safe_open(path, "pt", device=str(self.device)) as file:
                 about = json.loads(file.metadata()[STATE_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            recipe, D = about["recipe"], parse_D(about["D"])
+            recipe, D = about["recipe"], about["D"]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise TrainError(f"{path}: not a state of a training run ({type(error).__name__})") from error
         own = self.recipe.model_dump(mode="json")
-        changed = [name for name in own if own[name] != recipe.get(name) and name not in {"images", "micro_batch"}]
-        if changed or D != self.D:
-            raise TrainError(f"{path}: is of another run: {', '.join(sorted(changed) or ['D'])} was different")
+        free = dict.fromkeys(("images", "micro_batch"))
+        if others := _differences(recipe | free | {"D": D}, own | free | {"D": format_D(self.D)}):
+            raise TrainError(f"{path}: is of another run: {others}")
         self.network.load_state_dict(_under("network", tensors))
         self.ema.load_state_dict(_under("ema", tensors))
         state = self.optimizer.state_dict()
@@ -290,6 +298,12 @@ class Run:
     def close(self) -> None:
         """Draw nothing more."""
         self._drawing.shutdown(wait=True, cancel_futures=True)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings that were different, and how; "" if none was."""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return "; ".join(f"{name} was {before.get(name)}, not {now.get(name)}" for name in names)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil, sqrt
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +70,8 @@ def carry_out(plan: Plan) -> str:
         data = replace(data, name=plan.name or data.name)
         name = f"{data.name}-d{format_D(D)}"
         output = plan.output or Path(f"{name}.safetensors")
-        _check_output(output)
+        if not plan.is_dry:
+            _check_output(output)
         run = Run(recipe, D, data, device, place, plan.compiles)
         if plan.transfer:
             run.transfer(plan.transfer)
@@ -91,8 +93,9 @@ def carry_out(plan: Plan) -> str:
             return ""
         if not run.is_done:
             raise Stopped(f"stopped after {run.images_seen:,} images; --resume goes on from {folder.state}")
+        act = "replaced" if output.exists() else "wrote"
         checkpoint.save(output, run.card(progress), run.tensors())
-        return f"wrote {output}"
+        return f"{act} {output}"
 
 
 def _described(run: Run) -> str:
@@ -110,10 +113,15 @@ def _described(run: Run) -> str:
 
 
 def _check_output(output: Path) -> None:
-    """Raise OSError or TrainError now, not when all is trained, where a checkpoint could not be written."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    """Raise TrainError now, not when all is trained, where a checkpoint could not be written."""
     if output.exists() and not output.is_file():
         raise TrainError(f"{output}: is there, and no file that could be replaced")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise TrainError(f"--output {output}: cannot be written ({error.strerror})") from error
 
 
 @contextmanager

@@ -114,6 +114,22 @@ def test_the_classifier_learns_the_classes(evaluator: Evaluator) -> None:
     assert classifier.features(held_out.images).shape == (500, FEATURES)
 
 
+def test_a_classifier_is_trained_once(tmp_path: Path) -> None:
+    data, known = load_digits().first(200), tmp_path / "new" / "classifier.safetensors"
+    with torch_threads(1):
+        first = Classifier(data, 2560, known)
+        trained = known.read_bytes()
+        again = Classifier(data, 2560, known)
+        assert (again.features(data.images) == first.features(data.images)).all()
+        assert again.accuracy == first.accuracy
+        other = Classifier(data, 128, known)  # had it been trained, it would be another
+        assert (other.features(data.images) == first.features(data.images)).all()
+        known.write_bytes(trained[:1000])
+        assert (Classifier(data, 2560, known).features(data.images) == first.features(data.images)).all()
+    assert known.read_bytes() == trained
+    assert list(known.parent.iterdir()) == [known]
+
+
 def test_real_images_are_as_near_as_real_ones_and_noise_is_far(evaluator: Evaluator) -> None:
     held_out = load_digits(held_out=True).first(100)
     labels = held_out.labels.tolist()
@@ -308,14 +324,18 @@ def test_study_draws_and_writes_a_curve_for_each_model(tmp_path: Path) -> None:
         (["evaluate", *MODELS, *QUICK, "-s", "solver=unipc", "-s", "steps=2"], "steps must be at least 3"),
         (["evaluate", str(RECIPES)], "recipes: holds no .safetensors files"),
         (["evaluate", *MODELS, "--json", "nowhere/figures.json"], "there is no directory nowhere"),
+        (["evaluate", *MODELS, "--neighbours", "nowhere/n.png"], "--neighbours nowhere/n.png: must be a .png"),
+        (["study", "steps", *MODELS, "--values", "9,1"], "steps: "),
         (["study", "alpha", *MODELS, *QUICK], "--values: needed"),
         (["study", "D", *MODELS, *QUICK, "--values", "1,2"], "--values: needed"),
         (["study", "alpha", *MODELS, *QUICK, "--values", "0", "-o", "plot.pdf"], "must be a .png"),
     ],
 )
 def test_what_cannot_be_evaluated_is_named(arguments: list[str], reason: str) -> None:
+    """Before anything is trained to judge with."""
     done = run(*arguments)
     assert done.exit_code == 2
+    assert not done.stdout
     assert plain(reason) in plain(done.stderr)
 
 

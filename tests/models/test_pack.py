@@ -31,7 +31,7 @@ def test_a_packed_data_set_is_that_of_its_source(tmp_path: Path) -> None:
     source = written(tmp_path / "source", FILES | described(LABELS))
     done = run(source, tmp_path / "new" / "packed.zip")
     assert done.exit_code == 0, done.output
-    assert "4 images" in done.stdout
+    assert "packed.zip: 4 images of 8x8 RGB, 2 classes (cat, dog)" in done.output
     before, after = (load_images(path, tmp_path / "cache") for path in (source, tmp_path / "new" / "packed.zip"))
     assert (after.images == before.images).all()
     assert (after.labels == before.labels).all()
@@ -73,6 +73,17 @@ def test_pictures_of_any_mode_become_grey_or_rgb(tmp_path: Path) -> None:
         files = {"a.png": png(np.dstack([pixels, pixels[..., :1]])), "b.png": palette.getvalue()}
     pack(written(tmp_path / "source", files), tmp_path / "packed.zip", None, "none", None)
     assert load_images(tmp_path / "packed.zip", tmp_path / "cache").shape == (3, 8, 8)
+
+
+def test_grey_pictures_among_others_need_a_word(tmp_path: Path) -> None:
+    files = {"a.png": png(PIXELS[0]), "b.png": png(PIXELS[0][..., 0])}
+    source, packed = written(tmp_path / "source", files), tmp_path / "packed.zip"
+    done = run(source, packed)
+    assert done.exit_code == 2
+    assert "b.png: is 8x8 grey, but the first is 8x8 RGB; --colour makes them alike" in done.output
+    for colour, channels in (("rgb", 3), ("grey", 1)):
+        assert run(source, packed, "--colour", colour).exit_code == 0
+        assert load_images(packed, tmp_path / "cache").shape == (channels, 8, 8)
 
 
 def cifar10_batch(images: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", labels: list[int]) -> bytes:
