@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import __version__, results
@@ -14,6 +15,7 @@ from service.access import Caller, Keys
 from service.catalogue import OfferedModel
 from service.door import Door, Estimate
 from service.job import CURSOR, Job, JobList, JobView, Status
+from service.openapi import JOB_LINKS, SAMPLE_BODY, complete, problem_responses
 from service.picture import film, path, png, read_array
 from service.problems import (
     BodyTooLarge,
@@ -31,6 +33,7 @@ from service.problems import (
     NotReady,
     NoWorker,
     OverQuota,
+    ProblemDocument,
     QueueFull,
     QueueUnavailable,
     TooMany,
@@ -47,12 +50,17 @@ from service.wire import (
     patience_of,
     preferred_wait,
     prefers_picture,
-    problem_responses,
     read_json_body,
 )
 
-router = APIRouter(responses=problem_responses(Unauthorized))
-health = APIRouter()
+
+def _operation(route: APIRoute) -> str:
+    """The name of a route for programs that are generated: that of its function."""
+    return route.name
+
+
+router = APIRouter(responses=problem_responses(Unauthorized), generate_unique_id_function=_operation)
+health = APIRouter(generate_unique_id_function=_operation)
 
 PNG = {"content": {"image/png": {}}, "description": "The picture."}
 NPZ = {"content": {"application/octet-stream": {}}, "description": "A file for `numpy.load`."}
@@ -78,7 +86,6 @@ def admit_admin(request: Request) -> None:
         raise Forbidden("this is for keys of administrators")
 
 
-SAMPLE_BODY = {"required": True, "content": {"application/json": {"schema": SampleRequest.model_json_schema()}}}
 REFUSALS = (BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable)
 """What may be wrong with a request for images."""
 
@@ -96,7 +103,9 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
             "model": JobView,
             "content": PNG["content"],
             "description": "With `Prefer: wait=N`: the job has ended; with `Accept: image/png`, its grid.",
+            "links": JOB_LINKS,
         },
+        202: {"description": "It is queued.", "links": JOB_LINKS},
         **problem_responses(*REFUSALS, KeyConflict, NoResult, TooMany, OverQuota),
     },
     openapi_extra={"parameters": [PREFER_WAIT, IDEMPOTENCY_KEY], "requestBody": SAMPLE_BODY},
@@ -419,7 +428,9 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         # Not by `include_router`, whose routes are matched twice and through one more layer: 35 us a request.
         routes=[*health.routes, *router.routes],
+        redirect_slashes=False,
         lifespan=lifespan,
     )
+    complete(app, SampleRequest, ProblemDocument)
     install(app, Keys(settings.keys_file) if settings.keys_file else None)
     return app

@@ -90,9 +90,11 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
         import uvicorn
 
         from service.api import create_app
+        from service.connection import Connection, allow_many
         from service.logs import configure
 
         configure("api", settings.log_format)
+        allow_many()
         config = uvicorn.Config(
             create_app(settings),
             host=settings.host,
@@ -101,6 +103,7 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            http=Connection,
             timeout_graceful_shutdown=2,
         )
     sockets = None if fd is None else [socket.socket(fileno=fd)]

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
@@ -24,7 +25,6 @@ from service.problems import (
     Incomplete,
     NotJson,
     Problem,
-    ProblemDocument,
     QueueUnavailable,
     TooSlow,
     Unauthorized,
@@ -151,17 +151,6 @@ def answer(request: Request, problem: Problem) -> JSONResponse:
     )
 
 
-def problem_responses(*kinds: type[Problem]) -> dict[int | str, dict[str, Any]]:
-    """What a route may refuse with, for its OpenAPI description."""
-    return {
-        kind.status.value: {
-            "description": ", ".join(f"`{each.code}`" for each in kinds if each.status == kind.status),
-            "content": {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}},
-        }
-        for kind in kinds
-    }
-
-
 def install(app: FastAPI, keys: Keys | None) -> None:
     """Map every error to a problem, let in whom the keys know (or anyone), and time every request."""
 
@@ -177,6 +166,8 @@ def install(app: FastAPI, keys: Keys | None) -> None:
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         response = answer(request, http_problem(error.status_code))
         response.headers.update(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = ", ".join(sorted(_allowed(request)))
         return response
 
     @app.exception_handler(RedisError)
@@ -190,6 +181,12 @@ def install(app: FastAPI, keys: Keys | None) -> None:
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(Timed)
     app.add_middleware(HeadAsGet)
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods of all routes of a path; the framework names those of the first."""
+    routes = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in routes for method in route.methods}
 
 
 class Guard:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import zipfile
 from collections.abc import AsyncIterator
 from io import BytesIO
@@ -643,13 +644,26 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_openapi_document_describes_the_contract(client: httpx.AsyncClient) -> None:
-    paths = (await client.get("/openapi.json")).json()["paths"]
+    document = (await client.get("/openapi.json")).json()
+    paths, schemas = document["paths"], document["components"]["schemas"]
     assert {"/v1/samples", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/grid.png", "/v1/models", "/metrics"} <= set(paths)
     submit = paths["/v1/samples"]["post"]
     assert {"200", "202", "409", "413", "415", "422", "503"} <= set(submit["responses"])
     assert {"application/json", "image/png"} == set(submit["responses"]["200"]["content"])
     assert [parameter["name"] for parameter in submit["parameters"]] == ["Prefer", "Idempotency-Key"]
-    assert "count" in submit["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert submit["requestBody"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/SampleRequest"
+    }
+    assert "count" in schemas["SampleRequest"]["properties"]
+    referred = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert referred == schemas.keys()
+    operations = {operation["operationId"] for methods in paths.values() for operation in methods.values()}
+    assert {link["operationId"] for link in submit["responses"]["202"]["links"].values()} <= operations
+
+
+async def test_the_methods_of_a_path_are_named(client: httpx.AsyncClient) -> None:
+    answer = await client.put(f"/v1/jobs/{'0' * 32}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET")
 
 
 @pytest.mark.usefixtures("offered")
