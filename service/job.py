@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 
@@ -60,6 +60,51 @@ class ModelUsed(BaseModel):
     )
 
 
+Event = Literal["started", "succeeded", "failed", "canceled", "expired"]
+"""What a webhook can be told of a job."""
+
+ENDS: list[Event] = ["succeeded", "failed", "canceled", "expired"]
+
+
+class Webhook(BaseModel):
+    """Whom to tell of a job."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    url: HttpUrl = Field(
+        description="Where the job is POSTed to; of the public internet, unless the service allows more."
+    )
+    events: list[Event] = Field(ENDS, min_length=1, description="Of which events; all ends if left out.")
+
+    @property
+    def host(self) -> str:
+        """Its host; an IPv6 address without brackets."""
+        return (self.url.host or "").strip("[]")
+
+    @field_validator("url")
+    @classmethod
+    def _is_anonymous(cls, url: HttpUrl) -> HttpUrl:
+        if url.username or url.password:
+            raise ValueError("must have no user name or password")
+        return url
+
+
+class Call(BaseModel):
+    """How it went to tell a webhook of an event."""
+
+    outcome: Literal["delivered", "retried", "given_up"]
+    tries: int
+    reason: str | None = Field(None, description="Why the last try failed.")
+
+
+class WebhookView(Webhook):
+    """Whom a job's caller wants to be told of it, and how that went."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    calls: dict[Event, Call] = Field(description="What was tried so far.")
+
+
 class JobView(BaseModel):
     """A job as `GET /v1/jobs/{id}` shows it."""
 
@@ -79,7 +124,16 @@ class JobView(BaseModel):
     seeds: list[int]
     labels: list[int] | None = Field(description="Class of every image; null until known, or without classes.")
     error: JobError | None
+    webhook: WebhookView | None = None
     links: dict[str, str]
+
+
+class Message(BaseModel):
+    """What a webhook is sent."""
+
+    type: str = Field(description="`job.` and the event, such as `job.succeeded`.")
+    timestamp: datetime = Field(description="Of this call.")
+    data: JobView = Field(description="The job as it is now, without its webhook.")
 
 
 CURSOR = r"^([0-9]{1,20}:[0-9a-f]{32})?$"
@@ -166,6 +220,15 @@ class Job:
         text = self.fields.get("error")
         return JobError.model_validate_json(text) if text else None
 
+    @property
+    def webhook(self) -> WebhookView | None:
+        """Whom to tell of it, and how that went so far."""
+        text = self.fields.get("webhook")
+        if not text:
+            return None
+        calls = {name[8:]: json.loads(call) for name, call in self.fields.items() if name.startswith("webhook:")}
+        return WebhookView.model_validate_json(json.dumps(json.loads(text) | {"calls": calls}))
+
     def progress(self) -> Progress:
         """Finished images, and what the batches under way have noted."""
         under_way = sum(int(value) for name, value in self.fields.items() if name.startswith("progress:"))
@@ -227,6 +290,7 @@ class Job:
             seeds=self.seeds,
             labels=self.labels,
             error=self.error,
+            webhook=self.webhook,
             links=links,
         )
 

@@ -48,6 +48,7 @@ network_evaluation_seconds = Histogram(
     buckets=FINE_SECONDS,
     registry=REGISTRY,
 )
+webhooks = Counter("pfgmpp_webhooks", "Calls of webhooks.", ["outcome"], registry=REGISTRY)
 http_request_duration = Histogram(
     "pfgmpp_http_request_duration_seconds",
     "HTTP requests, long polls included.",

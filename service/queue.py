@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from service.catalogue import Catalogue, ModelFacts, WorkerState
-from service.job import Job, JobError, Part
+from service.job import Call, Event, Job, JobError, Part, Webhook
 from service.policy import Appetite
 from service.redis_client import QueueClient, connect, connect_blocking
 from service.settings import Settings
@@ -109,6 +109,15 @@ class GivenBack:
     outcome: Literal["requeued", "failed", "expired"]
 
 
+@dataclass(frozen=True)
+class Notice:
+    """An event of a job that its webhook is to be told; None if the job is no longer kept."""
+
+    job_id: str
+    event: Event
+    webhook: Webhook | None
+
+
 class Limits(NamedTuple):
     """What a caller may have in the queue; 0 for no limit."""
 
@@ -143,6 +152,8 @@ class Submission:
     idempotency_key: str = ""
     evaluation_us: int = 0
     """What a network evaluation takes, as far as it is known: by it a caller's jobs are put behind each other."""
+    webhook: str = ""
+    """Whom to tell of it, {url, events} as JSON."""
     body_hash: str = ""
     """By which a repeated submission is told from another one with the same idempotency key."""
 
@@ -278,7 +289,7 @@ class Queue:
         known = (job.id, job.kind, job.lane, job.count, job.evaluations, job.request, limit, patience_us)
         deadline_ms = 0 if job.deadline_seconds is None else int(job.deadline_seconds * 1000)
         wishes = (job.owner, job.priority, deadline_ms, job.idempotency_key, job.body_hash)
-        word, *rest = await self._run("submit", *known, *wishes, job.evaluation_us, *job.limits)
+        word, *rest = await self._run("submit", *known, *wishes, job.evaluation_us, *job.limits, job.webhook)
         if word == "full":
             return None
         if word == "reused":
@@ -390,6 +401,19 @@ class Queue:
         return _given_back(
             await self._run("reap", error.model_dump_json(), attempts, self._retention_ms, late.model_dump_json())
         )
+
+    async def notices(self, most: int, lease_seconds: float) -> list[Notice]:
+        """What webhooks are to be told now; nobody else has it until the lease ends."""
+        answer = await self._run("notices", most, int(lease_seconds * 1000))
+        return [
+            Notice(job_id, event, Webhook.model_validate_json(webhook) if webhook else None)
+            for job_id, event, webhook in _rows(answer, 3)
+        ]
+
+    async def told(self, notice: Notice, call: Call, wait_seconds: float | None = None) -> None:
+        """Note how it went to tell of something: there is no more to do, or it is due again after a while."""
+        wait_ms = "" if wait_seconds is None else int(wait_seconds * 1000)
+        await self._run("told", notice.job_id, notice.event, call.model_dump_json(), wait_ms)
 
     async def forgotten(self, job_ids: Sequence[str]) -> list[str]:
         """Those of the jobs that the queue no longer knows."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,17 @@ MOST_CONNECTIONS = 32
 """Of one process; a call that finds them all busy waits for one."""
 
 TIMEOUT_SECONDS = 5
+
+
+async def cancel(tasks: Collection[asyncio.Task[None]], again_seconds: float = 0.2) -> None:
+    """Cancel tasks that use a client, until they have ended.
+
+    Before Python 3.12 `asyncio.wait_for`, by which redis-py sends, loses a cancellation now and then.
+    """
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        _, tasks = await asyncio.wait(tasks, timeout=again_seconds)
 
 
 class Link:

@@ -62,7 +62,7 @@ while claimed < room do
   local id = head_of(lane)
   if not id then break end
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'status', 'queued', 'alone')
+  local job = redis.call('HMGET', key, 'status', 'queued', 'alone', 'webhook')
   if job[3] and claimed > 0 then break end
   local rest = {}
   for _, range in ipairs(ranges(job[2])) do
@@ -76,6 +76,7 @@ while claimed < room do
   if job[1] == 'queued' then
     redis.call('HSET', key, 'status', 'running', 'started_ms', t)
     redis.call('HINCRBY', P .. 'load', 'running:' .. model_of(lane), 1)
+    notify(id, job[4], 'started', t)
     publish(id, 'running')
   end
   if #rest == 0 then redis.call('ZREM', P .. 'lane:' .. lane, id) end

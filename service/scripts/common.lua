@@ -9,6 +9,8 @@
 --   lane-images     hash    lane -> unclaimed images
 --   batch:<id>      hash    what a worker has claimed and not delivered; its id fences every answer; gone 5 min after its end
 --   leases          zset    batches under way -> when their lease ends [ms]
+--   notices         zset    "<job>:<event>" of which webhooks are to be told -> when, or when the lease of who tells it
+--                           ends [ms]; until it is told or given up, or its job is gone
 --   epoch           string  made when it is not there: by it a server that has lost its data is known
 --   load            hash    evaluations accepted and not finished, in all and evaluations:<owner>; jobs:<owner> that
 --                           have not ended; running:<model> -> jobs running
@@ -109,10 +111,18 @@ local function settle(owner, evaluations, jobs)
   end
 end
 
+-- Have the webhook of a job, {url, events} as JSON or false, told of an event, if it wants to know.
+local function notify(id, webhook, event, t)
+  for _, wanted in ipairs(webhook and cjson.decode(webhook).events or {}) do
+    if wanted == event then redis.call('ZADD', P .. 'notices', t, id .. ':' .. event) end
+  end
+end
+
 -- Move an open job to a terminal state: nothing of it stays queued, counted or reserved.
 local function finish(id, status, err, t, retention_ms)
   local key = P .. 'job:' .. id
-  local job = redis.call('HMGET', key, 'lane', 'queued', 'count', 'done', 'evaluations', 'status', 'deadline_ms', 'owner')
+  local job = redis.call('HMGET', key, 'lane', 'queued', 'count', 'done', 'evaluations', 'status', 'deadline_ms', 'owner',
+    'webhook')
   local lane = job[1]
   local unclaimed = 0
   for _, range in ipairs(ranges(job[2])) do unclaimed = unclaimed + range[2] end
@@ -127,6 +137,7 @@ local function finish(id, status, err, t, retention_ms)
   redis.call('PEXPIRE', key, retention_ms)
   redis.call('SET', P .. 'gone:' .. id, job[8] or '', 'PX', retention_ms + DAY_MS)
   if job[7] then redis.call('ZREM', P .. 'deadlines', id) end
+  notify(id, job[9], status, t)
   publish(id, status)
 end
 
