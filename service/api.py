@@ -1,7 +1,7 @@
 """The HTTP API: where a request enters and a result is fetched. Never imports torch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from service import __version__, results
 from service.access import Caller, Keys
 from service.catalogue import OfferedModel
 from service.door import Door, Estimate
-from service.job import CURSOR, Job, JobList, JobView, Status
+from service.job import CURSOR, Job, JobList, JobView, Message, Status
 from service.openapi import JOB_LINKS, SAMPLE_BODY, complete, problem_responses
 from service.picture import film, path, png, read_array
 from service.problems import (
@@ -40,6 +40,7 @@ from service.problems import (
     TooSlow,
     Unauthorized,
 )
+from service.redis_client import cancel as cancel_tasks
 from service.sample import TRAJECTORY, SampleRequest
 from service.settings import Settings
 from service.wire import (
@@ -410,15 +411,34 @@ async def metrics(request: Request) -> Response:
     return Response(await door_of(request).exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
+webhooks = APIRouter(generate_unique_id_function=_operation)
+
+
+@webhooks.post("job", summary="An event of a job", status_code=204)
+def on_event(message: Message) -> None:
+    """Sent to the `webhook` of a request, signed as [Standard Webhooks](https://www.standardwebhooks.com) says.
+
+    Any 2xx is an answer; other ones are followed by more tries with the same `webhook-id`.
+    """
+
+
+def _telling(door: Door) -> Iterator[Coroutine[Any, Any, None]]:
+    """The act of calling webhooks, if there is a secret to sign with."""
+    if secret := door.settings.webhook_secret:
+        from service.webhooks import Webhooks  # here, for the client that it brings takes 40 ms
+
+        yield Webhooks(door.queue, door.settings, secret).run()
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application; its lifespan holds the connections to Redis."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         door = app.state.door = Door(settings)
-        reaping = asyncio.create_task(door.reap())
+        tasks = [asyncio.create_task(act) for act in (door.reap(), *_telling(door))]
         yield
-        reaping.cancel()
+        await cancel_tasks(tasks, again_seconds=1)
         await door.queue.close()
 
     app = FastAPI(
@@ -429,6 +449,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Not by `include_router`, whose routes are matched twice and through one more layer: 35 us a request.
         routes=[*health.routes, *router.routes],
         redirect_slashes=False,
+        webhooks=webhooks,
         lifespan=lifespan,
     )
     complete(app, SampleRequest, ProblemDocument)

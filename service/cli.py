@@ -390,7 +390,9 @@ def read_settings(**given: object) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         wrong = (
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']} (it is {each['input']!r})" for each in error.errors()
+            f"{(name := '.'.join(map(str, each['loc'])))}: {each['msg']}"
+            + ("" if name == "webhook_secret" else f" (it is {each['input']!r})")
+            for each in error.errors()
         )
         give_up("wrong settings: " + "; ".join(wrong), EXIT_MISCONFIGURED)
 

@@ -3,16 +3,19 @@
 import asyncio
 import re
 import time
+from contextlib import suppress
 from hashlib import sha256
+from ipaddress import ip_address
 
 from pydantic import BaseModel, Field, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from service import metrics, results
 from service.access import Caller
+from service.addresses import is_callable
 from service.catalogue import Catalogue, OfferedModel
 from service.events import Events, Patience
-from service.job import Job
+from service.job import Job, Webhook
 from service.kinds import KINDS
 from service.logs import get_logger
 from service.problems import (
@@ -31,6 +34,7 @@ from service.problems import (
     TooMany,
     UnknownModel,
     invalid,
+    refused,
 )
 from service.queue import KeyReused, LimitReached, Limits, Order, Queue, Submission, UnfitServer, new_id
 from service.sample import Resolved, SampleRequest, resolve
@@ -91,6 +95,8 @@ class Door:
     async def _resolved(self, body: bytes) -> Resolved:
         """The request in a body, with everything decided. Raises InvalidRequest, UnknownModel or NoWorker."""
         request, settings = parse(body), self.settings
+        if request.webhook:
+            check(request.webhook, settings)
         model = await self._model_for(request)
         return resolve(request, model, settings.precision, settings.max_count, settings.max_pixels)
 
@@ -109,6 +115,7 @@ class Door:
             priority=request.priority,
             deadline_seconds=request.deadline_seconds,
             idempotency_key=sha256(idempotency_key.encode()).hexdigest() if idempotency_key else "",
+            webhook=request.webhook.model_dump_json() if request.webhook else "",
             body_hash=sha256(body).hexdigest() if idempotency_key else "",
         )
 
@@ -315,3 +322,14 @@ def parse(body: bytes) -> SampleRequest:
         return SampleRequest.model_validate_json(body)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_context=False)) from error
+
+
+def check(webhook: Webhook, settings: Settings) -> None:
+    """Raise InvalidRequest for a webhook that cannot be called; what its host's name stands for is seen at the call."""
+    if settings.webhook_secret is None:
+        message = "this service signs no webhooks, for it has no secret: PFGMPP_WEBHOOK_SECRET is not set"
+        raise refused([FieldError(field="webhook", message=message)])
+    with suppress(ValueError):  # a name
+        if not is_callable(ip_address(webhook.host), settings.webhook_networks):
+            message = "must be a public address, or in a network of PFGMPP_WEBHOOK_ALLOW"
+            raise refused([FieldError(field="webhook.url", message=message)])

@@ -62,7 +62,8 @@ def archive(store: LocalStore, job: Job) -> bytes:
     index, images = _all(store, job)
     content, digits = io.BytesIO(), len(str(job.count - 1))
     with zipfile.ZipFile(content, "w") as file:
-        file.writestr("job.json", job.view().model_dump_json(indent=1))
+        # Without the webhook: archives are passed on, and its URL may hold a secret.
+        file.writestr("job.json", job.view().model_dump_json(indent=1, exclude={"webhook"}))
         for k, pixels in zip(index, images, strict=True):
             file.writestr(f"{k:0{digits}}.png", png(pixels, job.request["scale"]))
     return content.getvalue()

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 from models.sampling import Sampling, SamplingOptions
 from service import __version__
 from service.catalogue import OfferedModel
-from service.job import Part
+from service.job import Part, Webhook
 from service.picture import Pixels, array_bytes, grid, grid_shape, png, read_array
 from service.policy import Flight
 from service.problems import FieldError, refused
@@ -89,6 +89,7 @@ class SampleRequest(SamplingOptions):
     deadline_seconds: float | None = Field(
         None, gt=0, le=604_800, description="From submission; a job that has not begun by then expires."
     )
+    webhook: Webhook | None = Field(None, description="Whom to tell of the job.")
 
 
 class Resolved(Sampling):
@@ -109,6 +110,7 @@ class Resolved(Sampling):
     scale: int
     priority: int = 0
     deadline_seconds: float | None = None
+    webhook: Webhook | None = Field(None, exclude=True, description="Kept beside the request: no image depends on it.")
 
 
 class _Checks:
@@ -181,6 +183,7 @@ def resolve(
         scale=request.scale,
         priority=request.priority,
         deadline_seconds=request.deadline_seconds,
+        webhook=request.webhook,
     )
 
 

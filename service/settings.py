@@ -1,10 +1,16 @@
 """Settings: read once from the environment (PFGMPP_*, and REDIS_URL) or the command line, and passed down."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.addresses import Network, networks
+
+SIGNING_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,88}={0,2}")
+"""24 to 64 bytes in base64, as Standard Webhooks has it."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -80,7 +86,7 @@ class Settings(BaseSettings):
     lease_seconds: Seconds = Field(30.0, description="How long a batch stays a worker's without a sign of life.")
     heartbeat_seconds: Seconds = Field(5.0, description="How often workers show that they live.")
     progress_seconds: Seconds = Field(0.1, description="How often progress is noted, at most.")
-    reap_seconds: Seconds = Field(0.5, description="How often lost leases are looked for.")
+    reap_seconds: Seconds = Field(0.5, description="How often lost leases are looked for, and webhooks to call.")
     hang_seconds: Seconds = Field(
         600.0, description="After so long in one network call a worker gives up, and is started anew."
     )
@@ -88,7 +94,40 @@ class Settings(BaseSettings):
     store_seconds: Seconds = Field(2.0, description="How often workers look for new checkpoints.")
     retention_seconds: Seconds = Field(3600.0, description="How long results are kept.")
     grace_seconds: Seconds = Field(10.0, description="How long a stopping worker may finish its batch.")
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="By which webhooks are signed, `whsec_` and 24 to 64 bytes in base64; without it none is taken.",
+    )
+    webhook_allow: str | None = Field(
+        None, description="Networks that webhooks may call beside the public internet: `10.0.0.0/8`, more with commas."
+    )
+    webhook_tries: int = Field(
+        9,
+        ge=1,
+        le=20,
+        description="How often a webhook is called that fails: again after 5 s, then after twice as long each time.",
+    )
     log_format: Literal["text", "json"] = Field("text", description="One line per event, to read or to parse.")
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret and not SIGNING_SECRET.fullmatch(secret.get_secret_value()):
+            raise ValueError(
+                "must be whsec_ and 24 to 64 random bytes in base64 (`openssl rand -base64 32` makes some)"
+            )
+        return secret
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _are_networks(cls, text: str | None) -> str | None:
+        networks(text or "")
+        return text
+
+    @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        """What webhooks may call beside the public internet."""
+        return networks(self.webhook_allow or "")
 
     @property
     def patience_seconds(self) -> float:
@@ -97,7 +136,11 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """The environment variables that make the same settings in another process."""
-        given = {name: str(value) for name, value in self if value is not None}
+        given = {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name, value in self
+            if value is not None
+        }
         url = given.pop("redis_url", None)
         variables = {f"PFGMPP_{name.upper()}": value for name, value in given.items()}
         return variables | ({"REDIS_URL": url} if url else {})
