@@ -68,7 +68,7 @@ def complete(app: FastAPI, *models: type[BaseModel]) -> None:
 
 def _forget_validation_errors(document: dict[str, Any]) -> None:
     """Leave out the refusals that FastAPI supposes where a path has parameters; here every text is one."""
-    for operations in document["paths"].values():
+    for operations in (*document["paths"].values(), *document["webhooks"].values()):
         for operation in operations.values():
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                 del operation["responses"]["422"]
