@@ -43,6 +43,11 @@ class Shapes:
         """The cheapest sizes, largest first, that cover `count` images; the last may have room to spare."""
         return list(_cheapest(self, count))
 
+    def seconds_of(self, count: int) -> float:
+        """What an evaluation of `count` images takes."""
+        cost = dict(zip(self.sizes, self.seconds, strict=True))
+        return sum(cost[piece] for piece in self.cut(count))
+
     def halved(self) -> "Shapes | None":
         """Those of at most half the largest; None when there are none."""
         kept = [k for k, size in enumerate(self.sizes) if size <= self.sizes[-1] // 2]
@@ -51,8 +56,7 @@ class Shapes:
     @cached_property
     def width(self) -> int:
         """The smallest size within 5 % of the best seconds per image: wider ones bring nothing but delay."""
-        cost = dict(zip(self.sizes, self.seconds, strict=True))
-        each = [(TURN_SECONDS + sum(cost[piece] for piece in self.cut(size))) / size for size in self.sizes]
+        each = [(TURN_SECONDS + self.seconds_of(size)) / size for size in self.sizes]
         return next(size for size, cost in zip(self.sizes, each, strict=True) if cost <= 1.05 * min(each))
 
 

@@ -140,11 +140,14 @@ async def submit(request: Request) -> Response:
 async def estimate(request: Request) -> Estimate:
     """What a body of `/v1/samples` would cost and when it would be done; nothing is queued."""
     door = door_of(request)
-    return await door.estimate(await read_json_body(request, door.settings.max_body_bytes))
+    return await door.estimate(await read_json_body(request, door.settings.max_body_bytes), caller_of(request))
 
 
 @router.get(
-    "/v1/jobs", tags=["jobs"], summary="List jobs", responses=problem_responses(InvalidRequest, QueueUnavailable)
+    "/v1/jobs",
+    tags=["jobs"],
+    summary="List jobs",
+    responses=problem_responses(Forbidden, InvalidRequest, QueueUnavailable),
 )
 async def jobs(
     request: Request,
@@ -152,9 +155,14 @@ async def jobs(
     dataset: Annotated[str, Query(max_length=64, description="Only those of this data set.")] = "",
     limit: Annotated[int, Query(ge=1, le=100, description="Most of them.")] = 20,
     cursor: Annotated[str, Query(pattern=CURSOR, description="`next` of the list before.")] = "",
+    owner: Annotated[str | None, Query(max_length=64, description="Whose jobs, for administrators.")] = None,
 ) -> JobList:
     """The caller's jobs, the last submitted first, for as long as they are kept."""
-    found, following = await door_of(request).jobs(caller_of(request), status or "", dataset, limit, cursor)
+    caller = caller_of(request)
+    if owner not in {None, caller.owner} and not caller.is_admin:
+        raise Forbidden("other callers' jobs are for keys of administrators")
+    whose = caller.owner if owner is None else owner
+    found, following = await door_of(request).queue.jobs(whose, status or "", dataset, limit, cursor)
     return JobList(jobs=[job.view() for job in found], next=following or None)
 
 

@@ -60,7 +60,10 @@ class WorkerState(BaseModel):
     name: str
     state: Literal["idle", "busy", "lost"]
     device: str
-    evaluations_per_second: float = Field(0.0, description="Images x network evaluations, lately; 0 if not known yet.")
+    evaluations_per_second: float = Field(
+        0.0, description="Images x network evaluations in its widest calls, lately; 0 if not known yet."
+    )
+    evaluation_seconds: float = Field(0.0, description="Of a network call for one image, lately.")
     models: tuple[ModelFacts, ...] = Field(description="What it can serve.")
     loaded: tuple[str, ...] | None = Field(None, description="Those of them in its memory; all if it does not say.")
 
@@ -109,8 +112,16 @@ class Catalogue:
 
     @property
     def evaluations_per_second(self) -> float:
-        """What all workers together did per second, lately; 0 if not known yet."""
+        """What all workers together do per second when they have much to do; 0 if not known yet."""
         return sum(worker.evaluations_per_second for worker in self.workers)
+
+    def seconds_to_run(self, count: int, evaluations: int) -> float | None:
+        """What `count` images of so many evaluations take on a worker with nothing else to do; None if not known."""
+        known = [worker for worker in self.workers if worker.evaluations_per_second]
+        times = (
+            evaluations * max(worker.evaluation_seconds, count / worker.evaluations_per_second) for worker in known
+        )
+        return max(times, default=None)
 
     def find(self, dataset: str, D: float | str) -> OfferedModel | None:
         """The model of a dataset and D, if a live worker holds it."""

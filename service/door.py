@@ -36,7 +36,7 @@ from service.problems import (
     invalid,
     refused,
 )
-from service.queue import KeyReused, LimitReached, Limits, Order, Queue, Submission, UnfitServer, new_id
+from service.queue import Ahead, KeyReused, LimitReached, Limits, Order, Queue, Submission, UnfitServer, new_id
 from service.sample import Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import JOB_ID, LocalStore
@@ -221,10 +221,6 @@ class Door:
         await asyncio.to_thread(self.store.remove, [job_id])
         log.info("job deleted", job=job_id)
 
-    async def jobs(self, caller: Caller, status: str, dataset: str, most: int, cursor: str) -> tuple[list[Job], str]:
-        """The caller's jobs, the last one first, and the cursor of what follows; "" at the end."""
-        return await self.queue.jobs(caller.owner, status, dataset, most, cursor)
-
     async def lack(self, job: Job) -> str | None:
         """What a job of which images are queued waits for beside its turn, in words: a worker that serves its model."""
         if not job.fields.get("queued") or job.request["model"] in (await self.catalogue()).models:
@@ -239,21 +235,31 @@ class Door:
         """A job that has images, all or some. Raises as `finished`."""
         return results.with_images(await self.job(job_id, caller))
 
-    async def estimate(self, body: bytes) -> Estimate:
+    async def estimate(self, body: bytes, caller: Caller) -> Estimate:
         """What a body of `POST /v1/samples` would take. Raises InvalidRequest, UnknownModel or NoWorker."""
         request, catalogue = await self._resolved(body), await self.catalogue()
-        each = KINDS["sample"].evaluations(request)
-        total, rate = request.count * each, catalogue.evaluations_per_second
-        ahead = await self.queue.ahead(each, request.priority, list(catalogue.models))
-        waiting = (await self.queue.census([])).evaluations
-        is_full = waiting + total > self.settings.max_queued_evaluations
+        job, rate = self._submission(request, caller, body, ""), catalogue.evaluations_per_second
+        ahead = await self.queue.ahead(job.evaluations, job.priority, job.owner, list(catalogue.models))
+        run_seconds = catalogue.seconds_to_run(job.count, job.evaluations)
+        refusal = await self._refusal(job, ahead)
         return Estimate(
-            images=request.count,
-            evaluations=total,
-            wait_seconds=round(ahead / rate, 3) if rate else None,
-            run_seconds=round(total / rate * len(catalogue.workers), 3) if rate else None,
-            refusal=(await self._queue_full(total)).document("/v1/samples") if is_full else None,
+            images=job.count,
+            evaluations=job.count * job.evaluations,
+            wait_seconds=round(ahead.before / rate, 3) if rate else None,
+            run_seconds=None if run_seconds is None else round(run_seconds, 3),
+            refusal=refusal.document("/v1/samples") if refusal else None,
         )
+
+    async def _refusal(self, job: Submission, ahead: Ahead) -> Problem | None:
+        """As what a job would be refused now, but for the pace of its caller; None if it would not."""
+        cost, limits = job.count * job.evaluations, job.limits
+        if limits.jobs and ahead.jobs >= limits.jobs:
+            return await self._over_limit(job, LimitReached("jobs", ahead.jobs))
+        if limits.evaluations and ahead.owned + cost > limits.evaluations:
+            return await self._over_limit(job, LimitReached("evaluations", ahead.owned))
+        if ahead.accepted + cost > self.settings.max_queued_evaluations:
+            return await self._queue_full(cost)
+        return None
 
     async def catalogue(self, is_fresh: bool = False) -> Catalogue:
         """What is on offer, at most a second old, or just read."""

@@ -281,6 +281,12 @@ class Engine:
         """How many images the network sees when it is asked for so many: those and what fills the batch up."""
         return sum(self._generators[self._key(flight)].shapes.cut(images))
 
+    def pace(self, flight: Flight, images: int, seconds: float) -> tuple[float, float]:
+        """From what one network call has taken: images a second in the widest call, and the seconds of one image."""
+        shapes = self._generators[self._key(flight)].shapes
+        slower = seconds / shapes.seconds_of(images)
+        return shapes.width / (slower * shapes.seconds_of(shapes.width)), slower * shapes.seconds_of(1)
+
     def walk(
         self, flights: Sequence[Flight], seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
     ) -> generate.Walk:

@@ -92,7 +92,9 @@ class Inflight:
         self.engine = engine
         self.policy = policy
         self.images_per_second = 0.0
-        """Images x evaluations per second, lately."""
+        """Images x evaluations per second of the widest network calls, lately."""
+        self.seconds_alone = 0.0
+        """What a network call for one image takes, lately."""
         self._on_sampled, self._on_failure, self._on_turn = on_sampled, on_failure, on_turn
         self._cohorts: list[Cohort] = []
         self._errands: list[Callable[[], None]] = []
@@ -228,7 +230,9 @@ class Inflight:
             cohort.land()
             cohort.share.evaluations_done += cohort.images
         self._call_seconds = _lately(self._call_seconds, seconds)
-        self.images_per_second = _lately(self.images_per_second, images / max(seconds, 1e-6))
+        images_per_second, seconds_alone = self.engine.pace(flight, images, max(seconds, 1e-6))
+        self.images_per_second = _lately(self.images_per_second, images_per_second)
+        self.seconds_alone = _lately(self.seconds_alone, seconds_alone)
         metrics.observe_evaluation(flight.model, seconds, self.engine.evaluated(flight, images) - images)
 
     def _land(self, chosen: Sequence[Cohort]) -> None:

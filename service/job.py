@@ -110,6 +110,7 @@ class JobView(BaseModel):
 
     id: str
     kind: str
+    owner: str | None = Field(description="The name of the key that it was submitted with; null without keys.")
     status: Status
     request: dict[str, Any] = Field(description="The request, with everything that was left open filled in.")
     created_at: datetime
@@ -204,6 +205,11 @@ class Job:
         return self.finished_ms is not None
 
     @property
+    def has_images(self) -> bool:
+        """Whether there are images to fetch: all, or of a canceled job those that were finished."""
+        return self.status == "succeeded" or (self.status == "canceled" and self.done > 0)
+
+    @property
     def seeds(self) -> list[int]:
         """The seed of every image."""
         return self.request["seeds"]  # type: ignore[no-any-return]
@@ -262,14 +268,16 @@ class Job:
         """The job as a client sees it, with what it lacks beside its turn."""
         here = f"/v1/jobs/{self.id}"
         links = {"self": here, "cancel": f"{here}/cancel"}
+        if self.has_images:
+            links |= {"images": f"{here}/images/{{k}}.png", "npz": f"{here}/images.npz", "zip": f"{here}/images.zip"}
         if self.status == "succeeded":
-            links |= {"grid": f"{here}/grid.png", "images": f"{here}/images/{{k}}.png"}
-            links |= {"npz": f"{here}/images.npz", "zip": f"{here}/images.zip"}
+            links["grid"] = f"{here}/grid.png"
             if self.request.get("trajectory"):
                 links |= {"film": f"{here}/trajectory.gif", "trajectory": f"{here}/trajectory.png"}
         return JobView(
             id=self.id,
             kind=self.kind,
+            owner=self.owner or None,
             status=self.status,
             request=self.request,
             created_at=moment(self.submitted_ms),

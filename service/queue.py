@@ -174,6 +174,19 @@ class LimitReached(Exception):
         self.limit, self.number = limit, number
 
 
+class Ahead(NamedTuple):
+    """What a job would come upon if it was submitted now; evaluations are those of the network, not done yet."""
+
+    before: int
+    """Evaluations that would come before its own."""
+    accepted: int
+    """Evaluations of all callers."""
+    owned: int
+    """Those of its caller."""
+    jobs: int
+    """The caller's jobs that have not ended."""
+
+
 @dataclass(frozen=True)
 class LaneCensus:
     """What waits in one lane."""
@@ -318,10 +331,10 @@ class Queue:
         owner: str | None = await self.redis.get(f"{self.prefix}gone:{job_id}")  # type: ignore[assignment]
         return owner
 
-    async def ahead(self, evaluations: int, priority: int, models: Sequence[str]) -> int:
-        """The network evaluations that would come before those of a job of so many for each image."""
+    async def ahead(self, evaluations: int, priority: int, owner: str, models: Sequence[str]) -> Ahead:
+        """What a caller's job, of so many evaluations for each image, would come upon."""
         patience_us = int(self.settings.patience_seconds * 1e6)
-        return int(await self._run("ahead", evaluations, patience_us, priority, *models))
+        return Ahead(*map(int, await self._run("ahead", evaluations, patience_us, priority, owner, *models)))
 
     async def read(self, job_id: str) -> Job | None:
         """The job, or None when there is none, or no longer."""

@@ -17,6 +17,9 @@ def with_result(job: Job) -> Job:
     """The job, which has a result. Raises NotFinished or NoResult."""
     if not job.is_finished:
         raise NotFinished(f"job {job.id} is {job.status}; follow it at /v1/jobs/{job.id}?wait=30")
+    if job.has_images and job.status != "succeeded":
+        left = f"the {job.done} images that were finished are at /v1/jobs/{job.id}/images.npz and .zip"
+        raise NoResult(f"job {job.id} was canceled; {left}")
     if job.status != "succeeded":
         raise NoResult(f"job {job.id} {job.status}" + (f": {job.error.detail}" if job.error else ""))
     return job
@@ -24,7 +27,7 @@ def with_result(job: Job) -> Job:
 
 def with_images(job: Job) -> Job:
     """The job, which has images: all, or if it was canceled those that were finished. Raises as `with_result`."""
-    return job if job.status == "canceled" and job.done else with_result(job)
+    return job if job.has_images else with_result(job)
 
 
 def pieces(store: LocalStore, job: Job) -> list[tuple[int, Pixels]]:

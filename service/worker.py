@@ -318,6 +318,7 @@ class Worker:
             state="busy" if self.in_hand else "idle",
             device=str(self.engine.device),
             evaluations_per_second=self.inflight.images_per_second,
+            evaluation_seconds=self.inflight.seconds_alone,
             models=self.engine.facts,
             loaded=self.engine.loaded,
         )

@@ -149,6 +149,21 @@ async def test_everyone_sees_their_own_jobs(guarded: dict[str, httpx.AsyncClient
     assert (await guarded["owner"].get(mine["links"]["self"])).json()["status"] == "succeeded"
 
 
+async def test_an_administrator_lists_the_jobs_of_others(guarded: dict[str, httpx.AsyncClient]) -> None:
+    mine = (await guarded["owner"].post("/v1/samples", json=GOOD)).json()
+    assert mine["owner"] == "owner"
+    for name, query, expected in (
+        ("owner", "", [mine["id"]]),
+        ("owner", "?owner=owner", [mine["id"]]),
+        ("admin", "", []),
+        ("admin", "?owner=owner", [mine["id"]]),
+        ("admin", "?owner=nobody", []),
+    ):
+        listed = (await guarded[name].get(f"/v1/jobs{query}")).json()["jobs"]
+        assert [job["id"] for job in listed] == expected
+    problem(await guarded["other"].get("/v1/jobs?owner=owner"), 403, "forbidden")
+
+
 async def test_an_answer_tells_browsers_to_be_careful(guarded: dict[str, httpx.AsyncClient]) -> None:
     for client, path in (
         ("owner", "/v1/models"),
@@ -203,6 +218,9 @@ async def test_a_key_has_limits_of_its_own(
         assert words in problem(refused, 429, code).detail
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert (await submit(free)).status_code == 202
+        for key, expected in ((limited, code if code == "quota-exceeded" else None), (free, None)):
+            asked = await client.post("/v1/estimates", json=body, headers={"Authorization": f"Bearer {key}"})
+            assert (asked.json()["refusal"] or {}).get("code") == expected
 
 
 async def test_a_flood_of_one_caller_does_not_hold_up_another(queue: Queue, settings: Settings, keys: Keys) -> None:

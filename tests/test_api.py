@@ -332,12 +332,14 @@ async def test_what_a_canceled_job_had_finished_can_be_fetched(
     pixels = np.random.default_rng(0).integers(256, size=(8, 8, 8, 1), dtype=np.uint8)
     KINDS["sample"].keep(store, part, Images(pixels, [0] * 8))
     await ended(queue, batch)
-    await client.post(job["links"]["cancel"])
+    canceled = (await client.post(job["links"]["cancel"])).json()
     here = job["links"]["self"]
+    assert canceled["links"].keys() == {"self", "cancel", "images", "npz", "zip"}
     with Image.open(BytesIO((await client.get(f"{here}/images/7.png")).content)) as picture:
         assert np.array_equal(np.asarray(picture), pixels[7, ..., 0])
     assert "not finished" in problem(await client.get(f"{here}/images/8.png"), 409, "no-result").detail
-    problem(await client.get(f"{here}/grid.png"), 409, "no-result")
+    refused = problem(await client.get(f"{here}/grid.png"), 409, "no-result").detail
+    assert f"the 8 images that were finished are at {here}/images.npz" in refused
     with np.load(BytesIO((await client.get(f"{here}/images.npz")).content)) as arrays:
         assert np.array_equal(arrays["images"], pixels)
         assert arrays["index"].tolist() == list(range(8))
@@ -439,10 +441,12 @@ async def test_a_submission_can_be_repeated(client: httpx.AsyncClient, queue: Qu
 async def test_an_estimate_says_what_a_request_would_take_and_queues_nothing(
     client: httpx.AsyncClient, queue: Queue
 ) -> None:
-    await queue.announce(worker_state(evaluations_per_second=700.0))
+    await queue.announce(worker_state(evaluations_per_second=700.0, evaluation_seconds=0.01))
     await client.post("/v1/samples", json=GOOD | {"count": 100})
     found = (await client.post("/v1/estimates", json=GOOD | {"count": 20})).json()
     assert found == {"images": 20, "evaluations": 700, "wait_seconds": 5.0, "run_seconds": 1.0, "refusal": None}
+    alone = (await client.post("/v1/estimates", json=GOOD | {"count": 1})).json()
+    assert alone["run_seconds"] == 0.35
     urgent = (await client.post("/v1/estimates", json=GOOD | {"priority": 9})).json()
     assert urgent["wait_seconds"] == 0
     assert (await queue.census(["digits-d2048"])).evaluations == 3500

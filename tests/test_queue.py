@@ -585,9 +585,9 @@ async def test_what_comes_before_a_job_is_what_is_under_way_and_due_earlier(queu
     await submit(queue, 10)
     await claim(queue)
     await submit(queue, 4, OTHER_LANE, 100)
-    assert await queue.ahead(100, 0, MODELS) == 10 * 35 + 4 * 100
-    assert await queue.ahead(35, 0, MODELS) == 10 * 35
-    assert await queue.ahead(500, 9, MODELS) == 8 * 35
+    assert (await queue.ahead(100, 0, "", MODELS)).before == 10 * 35 + 4 * 100
+    assert (await queue.ahead(35, 0, "", MODELS)).before == 10 * 35
+    assert (await queue.ahead(500, 9, "", MODELS)).before == 8 * 35
 
 
 async def test_a_server_that_would_lose_jobs_is_not_fit(queue: Queue) -> None:

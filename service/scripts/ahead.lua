@@ -1,8 +1,10 @@
--- The network evaluations that would come before a job submitted now: those under way, and those due before it.
--- ARGV: evaluations of each of its images, patience [us per evaluation], priority, model, model, ...
+-- What a job submitted now would come upon.
+-- Returns {network evaluations that would come before it: those under way, and those due before it; all that are not
+-- done; those of its owner, and the jobs of its owner that have not ended}.
+-- ARGV: evaluations of each of its images, patience [us per evaluation], priority, owner, model, model, ...
 local score = now_us() + ARGV[1] * ARGV[2] - ARGV[3] * PRIORITY_US
 local waiting, before = 0, 0
-for i = 4, #ARGV do
+for i = 5, #ARGV do
   for _, lane in ipairs(redis.call('ZRANGE', P .. 'lanes:' .. ARGV[i], 0, -1)) do
     local key = P .. 'lane:' .. lane
     local each = redis.call('HGET', P .. 'job:' .. redis.call('ZRANGE', key, 0, 0)[1], 'evaluations')
@@ -11,5 +13,6 @@ for i = 4, #ARGV do
     before = before + cost * redis.call('ZCOUNT', key, '-inf', score) / redis.call('ZCARD', key)
   end
 end
-local accepted = tonumber(redis.call('HGET', P .. 'load', 'evaluations') or '0')
-return math.floor(math.max(0, accepted - waiting) + before)
+local load = redis.call('HMGET', P .. 'load', 'evaluations', 'evaluations:' .. ARGV[4], 'jobs:' .. ARGV[4])
+local accepted, own, jobs = tonumber(load[1] or '0'), tonumber(load[2] or '0'), tonumber(load[3] or '0')
+return {math.floor(math.max(0, accepted - waiting) + before), accepted, own, jobs}
