@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Literal
 
 import structlog
@@ -12,6 +13,16 @@ def get_logger() -> FilteringBoundLogger:
     """A logger of events; their details are keyword arguments."""
     logger: FilteringBoundLogger = structlog.get_logger()
     return logger
+
+
+class _WriteWhatFits(structlog.WriteLogger):
+    """Writes lines, and loses those for which there is no room: a full disk stops no job by its log."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
 
 
 def configure(process: str, log_format: Literal["text", "json"]) -> None:
@@ -38,7 +49,7 @@ def configure(process: str, log_format: Literal["text", "json"]) -> None:
     structlog.configure(
         processors=[*shared, *render],
         # Straight to the stream: by way of the standard library a line costs twice as much.
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: _WriteWhatFits(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=True,
     )
