@@ -15,8 +15,9 @@ from service.access import Caller, Keys
 from service.catalogue import OfferedModel
 from service.door import Door, Estimate
 from service.job import CURSOR, Job, JobList, JobView, Message, Status
+from service.logs import get_logger
 from service.openapi import JOB_LINKS, SAMPLE_BODY, complete, problem_responses
-from service.picture import film, path, png, read_array
+from service.picture import Damaged, film, path, png
 from service.problems import (
     BodyTooLarge,
     Forbidden,
@@ -36,6 +37,7 @@ from service.problems import (
     ProblemDocument,
     QueueFull,
     QueueUnavailable,
+    StoreUnavailable,
     TooMany,
     TooSlow,
     Unauthorized,
@@ -43,6 +45,7 @@ from service.problems import (
 from service.redis_client import cancel as cancel_tasks
 from service.sample import TRAJECTORY, SampleRequest
 from service.settings import Settings
+from service.store import open_store
 from service.wire import (
     IDEMPOTENCY_KEY,
     PREFER_WAIT,
@@ -53,6 +56,8 @@ from service.wire import (
     prefers_picture,
     read_json_body,
 )
+
+log = get_logger()
 
 
 def _operation(route: APIRoute) -> str:
@@ -90,6 +95,11 @@ def admit_admin(request: Request) -> None:
 REFUSALS = (BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable)
 """What may be wrong with a request for images."""
 
+NO_PICTURE = (NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable, StoreUnavailable)
+"""Why there may be no picture of a job."""
+
+STORE_RETRY_SECONDS = 5.0
+
 WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the next change of status.")]
 
 
@@ -107,7 +117,7 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
             "links": JOB_LINKS,
         },
         202: {"description": "It is queued.", "links": JOB_LINKS},
-        **problem_responses(*REFUSALS, KeyConflict, NoResult, TooMany, OverQuota),
+        **problem_responses(*REFUSALS, KeyConflict, NoResult, Gone, StoreUnavailable, TooMany, OverQuota),
     },
     openapi_extra={"parameters": [PREFER_WAIT, IDEMPOTENCY_KEY], "requestBody": SAMPLE_BODY},
 )
@@ -225,7 +235,7 @@ def _job_response(job: Job, status: int = 200, waits_for: str | None = None) -> 
     tags=["results"],
     summary="All images of a job as one picture",
     response_class=Response,
-    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
+    responses={200: PNG, **problem_responses(*NO_PICTURE)},
 )
 async def grid(job_id: str, request: Request) -> Response:
     """The grid as PNG; its text chunks hold what it takes to make it again."""
@@ -235,8 +245,8 @@ async def grid(job_id: str, request: Request) -> Response:
 
 
 async def _grid(door: Door, job: Job) -> Response:
-    """The grid of a job. Raises Gone."""
-    return await _result(job, "grid", door.store.path(job.id, "grid.png").read_bytes)
+    """The grid of a job. Raises Gone or StoreUnavailable."""
+    return await _result(job, "grid", partial(door.store.read, job.id, "grid.png"))
 
 
 @router.get(
@@ -244,7 +254,7 @@ async def _grid(door: Door, job: Job) -> Response:
     tags=["results"],
     summary="One image of a job",
     response_class=Response,
-    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
+    responses={200: PNG, **problem_responses(*NO_PICTURE)},
 )
 async def image(job_id: str, k: str, request: Request) -> Response:
     """Image k, counted from 0, as PNG, enlarged as the job's `scale` says."""
@@ -260,7 +270,7 @@ async def image(job_id: str, k: str, request: Request) -> Response:
     tags=["results"],
     summary="All images of a job for numpy",
     response_class=Response,
-    responses={200: NPZ, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
+    responses={200: NPZ, **problem_responses(*NO_PICTURE)},
 )
 async def images_npz(job_id: str, request: Request) -> Response:
     """Arrays `images` [n, H, W, C] of bytes, `index` [n] (their places in the job), `seeds` and, if any, `labels`."""
@@ -275,7 +285,7 @@ async def images_npz(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="All images of a job as files",
     response_class=Response,
-    responses={200: ZIP, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
+    responses={200: ZIP, **problem_responses(*NO_PICTURE)},
 )
 async def images_zip(job_id: str, request: Request) -> Response:
     """A PNG for every image, named by its place in the job, and the job itself as `job.json`."""
@@ -290,7 +300,7 @@ async def images_zip(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="How the images of a job came about, as a film",
     response_class=Response,
-    responses={200: GIF, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
+    responses={200: GIF, **problem_responses(*NO_PICTURE)},
 )
 async def trajectory_film(job_id: str, request: Request) -> Response:
     """The grids of the denoised estimates of every step, then of the images; of jobs with `trajectory`."""
@@ -302,7 +312,7 @@ async def trajectory_film(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="How the images of a job came about, side by side",
     response_class=Response,
-    responses={200: PNG, **problem_responses(NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable)},
+    responses={200: PNG, **problem_responses(*NO_PICTURE)},
 )
 async def trajectory_picture(job_id: str, request: Request) -> Response:
     """A row for every image: the denoised estimates of every step, then itself; of jobs with `trajectory`."""
@@ -316,8 +326,7 @@ async def _trajectory(request: Request, job_id: str, form: Literal["gif", "png"]
         raise NotFound(f'job {job_id} kept no trajectory; ask for one with "trajectory": true')
 
     def draw() -> bytes:
-        files = (door.store.path(finished.id, name) for name in ("images.npy", TRAJECTORY))
-        images, estimates = (read_array(file, is_mapped=True) for file in files)
+        images, estimates = (door.store.array(finished.id, name) for name in ("images.npy", TRAJECTORY))
         columns, scale = finished.request["columns"], finished.request["scale"]
         return film(images, estimates, columns, scale) if form == "gif" else png(path(images, estimates), scale)
 
@@ -332,11 +341,15 @@ def _known(request: Request, job: Job, name: str) -> Response | None:
 
 
 async def _result(job: Job, name: str, content: Callable[[], bytes], media_type: str = "image/png") -> Response:
-    """A picture of a job, or all of them; `content` reads or makes it in a thread. Raises Gone."""
+    """A picture of a job, or all of them; `content` reads or makes it in a thread. Raises Gone or StoreUnavailable."""
     try:
         picture = await asyncio.to_thread(content)
-    except OSError as error:
+    except (FileNotFoundError, Damaged) as error:
         raise Gone(f"the result of job {job.id} is no longer in the store") from error
+    except OSError as error:
+        log.warning("result not read", job=job.id, reason=str(error))
+        detail = f"the result of job {job.id} cannot be read at present: the store does not answer as it should"
+        raise StoreUnavailable(detail, retry_after_seconds=STORE_RETRY_SECONDS) from error
     return Response(picture, media_type=media_type, headers=_result_headers(job, name))
 
 
@@ -439,11 +452,12 @@ def _telling(door: Door) -> Iterator[Coroutine[Any, Any, None]]:
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application; its lifespan holds the connections to Redis."""
+    """The application; its lifespan holds the connections to Redis. Raises ValueError for a store that cannot be."""
+    store = open_store(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        door = app.state.door = Door(settings)
+        door = app.state.door = Door(settings, store)
         tasks = [asyncio.create_task(act) for act in (door.reap(), *_telling(door))]
         yield
         await cancel_tasks(tasks, again_seconds=1)

@@ -23,7 +23,14 @@ FILE_WIDTH = 200
 MOST_SEEDS = 1_000_000
 """Of a span; the service takes fewer in one request."""
 
-EXTRAS = {"torch": "worker", "safetensors": "worker", "sklearn": "train", "lmdb": "train", "matplotlib": "train"}
+EXTRAS = {
+    "torch": "worker",
+    "safetensors": "worker",
+    "sklearn": "train",
+    "lmdb": "train",
+    "matplotlib": "train",
+    "obstore": "s3",
+}
 """Which extra of the package brings a module."""
 
 EXIT_FAILED = 1
@@ -86,7 +93,7 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
     settings = read_settings(host=host, port=port)
     need_redis(settings)
     check_access(settings)
-    with uncollected():
+    with naming_the_extra("api"), uncollected():
         import uvicorn
 
         from service.api import create_app
@@ -95,8 +102,12 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
 
         configure("api", settings.log_format)
         allow_many()
+        try:
+            application = create_app(settings)
+        except ValueError as error:
+            give_up(str(error), EXIT_MISCONFIGURED)
         config = uvicorn.Config(
-            create_app(settings),
+            application,
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -116,7 +127,7 @@ def worker(
         int | None, typer.Option(help="Port of this worker's /metrics [PFGMPP_METRICS_PORT; 9100].")
     ] = None,
 ) -> None:
-    """Run one worker alone; REDIS_URL says where the queue is, PFGMPP_RESULTS_DIR where results go."""
+    """Run one worker alone; REDIS_URL says where the queue is, PFGMPP_RESULTS_DIR (or _URL) where results go."""
     import os
 
     settings = read_settings(metrics_port=metrics_port)
@@ -127,15 +138,18 @@ def worker(
         from service.worker import Hung, Misconfigured, Worker
     from service.logs import configure
     from service.metrics import MULTIPROCESS_DIR
+    from service.store import StoreAway
 
     if settings.metrics_port is None and MULTIPROCESS_DIR not in os.environ:
         settings = settings.model_copy(update={"metrics_port": 9100})
     configure(settings.worker_name or "worker", settings.log_format)
     try:
-        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        with naming_the_extra("worker"), asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
             runner.run(Worker(settings).run())
     except Misconfigured as error:
         give_up(str(error), EXIT_MISCONFIGURED)
+    except StoreAway as error:
+        give_up(str(error), EXIT_FAILED)
     except Hung as error:
         typer.echo(f"pfgmpp: {error}", err=True)
         os._exit(EXIT_FAILED)  # an orderly end would wait for the thread that hangs

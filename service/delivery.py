@@ -19,7 +19,7 @@ from service.inflight import Share
 from service.job import Job, JobError
 from service.logs import get_logger
 from service.queue import Batch, Completion, JobReport, Queue, Report
-from service.store import LocalStore
+from service.store import ResultStore
 
 Answer = TypeVar("Answer")
 
@@ -42,7 +42,7 @@ class Delivery:
     `forget` is called, in the event loop, with every share that has been delivered or given back.
     """
 
-    def __init__(self, queue: Queue, store: LocalStore, forget: Callable[[Share], None]):
+    def __init__(self, queue: Queue, store: ResultStore, forget: Callable[[Share], None]):
         self.queue = queue
         self.store = store
         self._forget = forget

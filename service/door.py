@@ -39,7 +39,7 @@ from service.problems import (
 from service.queue import Ahead, KeyReused, LimitReached, Limits, Order, Queue, Submission, UnfitServer, new_id
 from service.sample import Resolved, SampleRequest, resolve
 from service.settings import Settings
-from service.store import JOB_ID, LocalStore
+from service.store import JOB_ID, ResultStore
 
 CATALOGUE_SECONDS = 1.0
 """How old the catalogue may be that a request is checked against."""
@@ -68,11 +68,11 @@ class Estimate(BaseModel):
 class Door:
     """What the API does, for one process."""
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, store: ResultStore):
         self.settings = settings
         self.queue = Queue.open(settings)
         self.events = Events(self.queue)
-        self.store = LocalStore(settings.results_dir / settings.queue)
+        self.store = store
         self._catalogue = Catalogue([])
         self._catalogue_read = -CATALOGUE_SECONDS
         self._epoch = ""
@@ -218,7 +218,10 @@ class Door:
         """Erase a job and its result; one that has not ended is canceled. Raises NotFound or Gone."""
         await self.cancel(job_id, caller)
         await self.queue.delete(job_id)
-        await asyncio.to_thread(self.store.remove, [job_id])
+        try:
+            await asyncio.to_thread(self.store.remove, [job_id])
+        except OSError as error:  # the workers sweep it
+            log.warning("result not removed", job=job_id, reason=error.strerror)
         log.info("job deleted", job=job_id)
 
     async def lack(self, job: Job) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 from service.job import Part
 from service.policy import Flight
 from service.sample import SampleKind, Sampler, Walk
-from service.store import LocalStore
+from service.store import ResultStore
 
 
 class Request(Protocol):
@@ -46,14 +46,14 @@ class Kind(Protocol[R, Output]):
     def labels(self, output: Output) -> list[int]:
         """The classes of the images of a part; empty for a model without."""
 
-    def keep(self, store: LocalStore, part: Part, output: Output) -> None:
+    def keep(self, store: ResultStore, part: Part, output: Output) -> None:
         """Put aside what was computed of a job until the rest is done."""
 
-    def kept(self, store: LocalStore, job_id: str) -> dict[Part, Output]:
+    def kept(self, store: ResultStore, job_id: str) -> dict[Part, Output]:
         """What was put aside of a job, by any worker."""
 
     def write(
-        self, store: LocalStore, job_id: str, request: R, outputs: Mapping[Part, Output], checkpoint_sha256: str
+        self, store: ResultStore, job_id: str, request: R, outputs: Mapping[Part, Output], checkpoint_sha256: str
     ) -> None:
         """Write the result of a whole job."""
 

@@ -25,6 +25,10 @@ SUB, UP = 1, 2
 """PNG's filters: differences to the pixel on the left, and to the one above."""
 
 
+class Damaged(OSError):
+    """A file is not whole, as after the machine lost its power."""
+
+
 def grid_shape(count: int, columns: int, size: tuple[int, int]) -> tuple[int, int]:
     """Height and width of a grid of images of that height and width, before it is enlarged."""
     rows = -(-count // columns)
@@ -103,12 +107,15 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     )
 
 
-def read_array(path: Path, is_mapped: bool = False) -> np.ndarray[Any, Any]:
-    """The array in a .npy file, mapped or read. Raises OSError when it is not there or not whole."""
+def read_array(file: Path | BytesIO, name: str) -> np.ndarray[Any, Any]:
+    """The array in a .npy file, mapped where it lies on a disk.
+
+    Raises FileNotFoundError when it is not there, Damaged with its name when it is not whole.
+    """
     try:
-        array: np.ndarray[Any, Any] = np.load(path, "r" if is_mapped else None, allow_pickle=False)
+        array: np.ndarray[Any, Any] = np.load(file, "r" if isinstance(file, Path) else None, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise OSError(errno.EIO, f"{path.name} is damaged") from error
+        raise Damaged(errno.EIO, f"{name} is damaged") from error
     return array
 
 

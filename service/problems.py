@@ -130,6 +130,10 @@ class QueueUnavailable(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "queue-unavailable"
 
 
+class StoreUnavailable(Problem):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "store-unavailable"
+
+
 class NoWorker(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "no-worker"
 

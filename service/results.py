@@ -1,6 +1,8 @@
 """What is fetched of a job: its images one by one, as arrays, or as files in a ZIP."""
 
+import errno
 import io
+import os
 import zipfile
 from typing import Any
 
@@ -8,9 +10,9 @@ import numpy as np
 
 from service.job import Job
 from service.kinds import KINDS
-from service.picture import Pixels, png, read_array
+from service.picture import Pixels, png
 from service.problems import NoResult, NotFinished
-from service.store import LocalStore
+from service.store import ResultStore
 
 
 def with_result(job: Job) -> Job:
@@ -30,15 +32,17 @@ def with_images(job: Job) -> Job:
     return job if job.has_images else with_result(job)
 
 
-def pieces(store: LocalStore, job: Job) -> list[tuple[int, Pixels]]:
-    """The images of a job, as the places of the first and images [n, H, W, C] each. Raises OSError."""
+def pieces(store: ResultStore, job: Job) -> list[tuple[int, Pixels]]:
+    """The images of a job, as the places of the first and images [n, H, W, C] each; some, or OSError is raised."""
     if job.status == "succeeded":
-        return [(0, read_array(store.path(job.id, "images.npy"), is_mapped=True))]
+        return [(0, store.array(job.id, "images.npy"))]
     kept = KINDS[job.kind].kept(store, job.id)
+    if not kept:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     return sorted(((part.start, output.images) for part, output in kept.items()), key=lambda piece: piece[0])
 
 
-def image(store: LocalStore, job: Job, k: int) -> bytes:
+def image(store: ResultStore, job: Job, k: int) -> bytes:
     """Image k as PNG. Raises OSError, or NoResult for one that a canceled job lacks."""
     for start, images in pieces(store, job):
         if start <= k < start + len(images):
@@ -46,7 +50,7 @@ def image(store: LocalStore, job: Job, k: int) -> bytes:
     raise NoResult(f"image {k} of job {job.id} was not finished when the job was canceled")
 
 
-def npz(store: LocalStore, job: Job) -> bytes:
+def npz(store: ResultStore, job: Job) -> bytes:
     """`images` [n, H, W, C], `index` [n] (their places in the job), `seeds` [n], `labels` [n] where there are classes.
 
     Raises OSError.
@@ -60,7 +64,7 @@ def npz(store: LocalStore, job: Job) -> bytes:
     return content.getvalue()
 
 
-def archive(store: LocalStore, job: Job) -> bytes:
+def archive(store: ResultStore, job: Job) -> bytes:
     """A ZIP with a PNG for every image, named by its place, and the job as JSON. Raises OSError."""
     index, images = _all(store, job)
     content, digits = io.BytesIO(), len(str(job.count - 1))
@@ -72,7 +76,7 @@ def archive(store: LocalStore, job: Job) -> bytes:
     return content.getvalue()
 
 
-def _all(store: LocalStore, job: Job) -> "tuple[np.ndarray[tuple[int], np.dtype[np.int64]], Pixels]":
+def _all(store: ResultStore, job: Job) -> "tuple[np.ndarray[tuple[int], np.dtype[np.int64]], Pixels]":
     """The places of all images there are, and those."""
     found = pieces(store, job)
     index = np.concatenate([np.arange(start, start + len(images)) for start, images in found])

@@ -1,6 +1,7 @@
 """The kind of job called `sample`: images from a model, from the request's check to the grid's last pixel."""
 
 import errno
+import fnmatch
 import json
 import math
 import secrets
@@ -16,10 +17,10 @@ from models.sampling import Sampling, SamplingOptions
 from service import __version__
 from service.catalogue import OfferedModel
 from service.job import Part, Webhook
-from service.picture import Pixels, array_bytes, grid, grid_shape, png, read_array
+from service.picture import Pixels, array_bytes, grid, grid_shape, png
 from service.policy import Flight
 from service.problems import FieldError, refused
-from service.store import LocalStore
+from service.store import ResultStore
 
 MAX_SEED = 2**63 - 1
 
@@ -332,7 +333,7 @@ class SampleKind:
         """The classes of the images of a part."""
         return output.labels
 
-    def keep(self, store: LocalStore, part: Part, output: Images) -> None:
+    def keep(self, store: ResultStore, part: Part, output: Images) -> None:
         """Put aside the images of a part until the other parts of its job are done."""
         if output.trajectory is not None:
             store.write(part.job_id, _part_name(part.start, "trajectory"), array_bytes(output.trajectory))
@@ -340,20 +341,20 @@ class SampleKind:
         # Last, for a part is there when its images are.
         store.write(part.job_id, _part_name(part.start, "images"), array_bytes(output.images))
 
-    def kept(self, store: LocalStore, job_id: str) -> dict[Part, Images]:
+    def kept(self, store: ResultStore, job_id: str) -> dict[Part, Images]:
         """What was put aside of a job, by any worker."""
-        outputs = {}
-        for path in store.path(job_id, "").glob(_part_name("*", "images")):
-            start = int(path.name.split("-")[1])
-            images, labels = read_array(path), read_array(store.path(job_id, _part_name(start, "labels")))
-            trajectory = store.path(job_id, _part_name(start, "trajectory"))
+        outputs, names = {}, store.names(job_id)
+        for name in fnmatch.filter(names, _part_name("*", "images")):
+            start = int(name.split("-")[1])
+            images, labels = store.array(job_id, name), store.array(job_id, _part_name(start, "labels"))
+            trajectory = _part_name(start, "trajectory")
             outputs[Part(job_id, start, len(images))] = Images(
-                images, labels.tolist(), read_array(trajectory, is_mapped=True) if trajectory.exists() else None
+                images, labels.tolist(), store.array(job_id, trajectory) if trajectory in names else None
             )
         return outputs
 
     def write(
-        self, store: LocalStore, job_id: str, request: Resolved, outputs: Mapping[Part, Images], checkpoint_sha256: str
+        self, store: ResultStore, job_id: str, request: Resolved, outputs: Mapping[Part, Images], checkpoint_sha256: str
     ) -> None:
         """Write the result of a whole job: its images and its grid.
 

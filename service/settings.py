@@ -43,6 +43,12 @@ class Settings(BaseSettings):
         default_factory=lambda known: Path(known.get("data_dir", ".pfgmpp")) / "results",
         description="Result store, shared by API and workers; `results` in the data directory by default.",
     )
+    results_url: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/-]*)?$",
+        description="Result store in S3 or the like, in place of the directory: `s3://BUCKET/PREFIX`. The rest is "
+        "taken from `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.",
+    )
     model_store: Path | None = Field(None, description="Directory of checkpoints; the shipped ones by default.")
     models: str = Field(
         "*", description="Which models of the store to serve: patterns, such as `digits-*`, with commas."

@@ -24,7 +24,7 @@ from service.logs import get_logger
 from service.policy import Appetite, ByKey, ShortestFirst
 from service.queue import Batch, EmptyHandsNeeded, Order, Queue, new_id
 from service.settings import Settings
-from service.store import LocalStore
+from service.store import ResultStore, StoreAway, open_store
 
 IDLE_SECONDS = 5.0
 """How long an idle worker waits for a token before it looks at the queue all the same."""
@@ -61,7 +61,7 @@ class Worker:
         self.settings = settings
         self.name = f"{settings.worker_name or socket.gethostname()}-{os.getpid()}"
         self.queue = Queue.open(settings)
-        self.store = LocalStore(settings.results_dir / settings.queue)
+        self.store: ResultStore
         self.in_hand: dict[str, dict[str, Share]] = {}
         """Shares claimed and not delivered, by batch and job."""
         self._stopping = asyncio.Event()
@@ -80,14 +80,18 @@ class Worker:
     async def run(self) -> None:
         """Work until SIGTERM or SIGINT; then finish what is in hand, within the grace time.
 
-        Raises Misconfigured when no checkpoint loads, the model store is no directory, the results directory cannot be
-        written, the device is not there or Redis would throw away jobs; and Hung, after which the process must end.
+        Raises Misconfigured when no checkpoint loads, the model store is no directory, the result store cannot be
+        written, the device is not there or Redis would throw away jobs; StoreAway when the result store cannot be
+        reached now; and Hung, after which the process must end.
         """
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop)
         try:
             await self._start_up()
+        except StoreAway:  # another time it may be there
+            await self.queue.close()
+            raise
         except (ValueError, OSError) as error:
             await self.queue.close()
             raise Misconfigured(str(error)) from error
@@ -123,7 +127,8 @@ class Worker:
         settings = self.settings
         keep_memory()
         use_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
-        self.store.prepare()
+        self.store = open_store(settings)
+        await asyncio.to_thread(self.store.prepare)
         self.engine = await self._loop.run_in_executor(self._computing, self._load)
         with suppress(RedisError):  # found out about later
             for shortcoming in await self.queue.shortcomings():
@@ -368,12 +373,22 @@ class Worker:
         """Remove the results of jobs the queue no longer knows, until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            with suppress(RedisError, OSError):
-                folders = await self.delivery.in_thread(self.store.jobs, SWEEP_SECONDS)
-                forgotten = await self.queue.forgotten(folders)
-                await self.delivery.in_thread(self.store.remove, forgotten)
-                if forgotten:
-                    log.info("results removed", jobs=len(forgotten))
+            try:
+                await self._sweep(SWEEP_SECONDS)
+            except (RedisError, OSError) as error:
+                log.warning("results not swept", reason=str(error))
+
+    async def _sweep(self, older_than_seconds: float) -> None:
+        """Remove the results of forgotten jobs, and what killed writers left. Raises RedisError or OSError.
+
+        Not in the storing thread: to list a large bucket takes seconds.
+        """
+        stored = await asyncio.to_thread(self.store.jobs, older_than_seconds)
+        forgotten = await self.queue.forgotten(stored)
+        await asyncio.to_thread(self.store.remove, forgotten)
+        unfinished = await asyncio.to_thread(self.store.remove_unfinished, older_than_seconds)
+        if forgotten or unfinished:
+            log.info("results removed", jobs=len(forgotten), unfinished_files=unfinished)
 
     async def _finish(self) -> None:
         """Let what is in hand be finished; after the grace time give it back."""

@@ -1,19 +1,24 @@
 """A real Redis server for the whole run; every test has a queue of its own in it."""
 
 import os
+import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 import redis
 
 from bench.running import until
+from service.api import create_app
 from service.embedded import die_with_parent, find_server, server_command
 from service.queue import Queue
 from service.settings import Settings
+from tests.helpers import S3_SECRET, facts, worker_state
 
 os.environ["OMP_NUM_THREADS"] = "1"
 """Of torch, here and in all processes that are started: threads that wait for a busy core are slow."""
@@ -61,3 +66,43 @@ async def queue(settings: Settings) -> AsyncIterator[Queue]:
     opened = Queue.open(settings)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application whose lifespan runs."""
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as open_:
+        yield open_
+
+
+@pytest.fixture
+async def offered(queue: Queue) -> None:
+    """Two conditional models and one without classes, announced by a live worker."""
+    models = (facts(), facts(D="inf"), facts("faces", 128, classes=(), max_steps=50))
+    await queue.announce(worker_state(*models))
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The URL of a server that speaks S3 over HTTP, in a process of its own."""
+    command = [str(Path(sys.executable).with_name("moto_server")), "--host", "127.0.0.1", "--port", "0"]
+    with (
+        tempfile.NamedTemporaryFile() as log,
+        subprocess.Popen(command, stderr=log, preexec_fn=die_with_parent()) as process,  # noqa: PLW1509
+    ):
+        yield until(lambda: re.findall(r"Running on (http://[0-9.:]+)", Path(log.name).read_text()))[0]
+        process.terminate()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The `s3://` URL of a bucket of this test alone, with the environment to reach it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA0TEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+    name = f"test-{uuid4().hex}"
+    httpx.put(f"{s3_endpoint}/{name}").raise_for_status()
+    return f"s3://{name}/some/prefix"

@@ -1,9 +1,12 @@
 """What several tests share: waiting for a condition, and records to put into the queue."""
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
+
+import httpx
 
 from bench.running import PATIENCE_SECONDS
 from models.sampling import SOLVER_FACTS
@@ -15,6 +18,7 @@ T = TypeVar("T")
 
 LANE = "digits-d2048|sample|18|heun|exact"
 MODELS = ["digits-d128", "digits-d2048"]
+S3_SECRET = "never-to-be-seen"
 
 
 async def eventually(condition: Callable[[], Awaitable[T | None]], seconds: float = PATIENCE_SECONDS) -> T:
@@ -71,3 +75,14 @@ async def next_batch(
     """What a worker with so much room would claim."""
     appetite = Appetite(dict.fromkeys(models, room), below, is_for_oldest)
     return await queue.claim(batch_id or new_id(), worker, appetite, is_empty_handed)
+
+
+def forbid(bucket: str, is_forbidden: bool = True) -> None:
+    """Let nobody do anything with a bucket, or everybody again."""
+    name = bucket.removeprefix("s3://").partition("/")[0]
+    policy = f"{os.environ['AWS_ENDPOINT_URL']}/{name}?policy"
+    everything = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{name}/*"}
+    if is_forbidden:
+        httpx.put(policy, json={"Version": "2012-10-17", "Statement": [everything]}).raise_for_status()
+    else:
+        httpx.delete(policy).raise_for_status()

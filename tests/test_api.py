@@ -3,24 +3,16 @@
 import asyncio
 import json
 import re
-import zipfile
-from collections.abc import AsyncIterator
-from io import BytesIO
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 from service.api import create_app
 from service.events import Events
 from service.job import JobError
-from service.kinds import KINDS
-from service.picture import array_bytes
 from service.problems import ProblemDocument
 from service.queue import Order, Queue, new_id
-from service.sample import TRAJECTORY, Images
 from service.settings import Settings
 from service.store import LocalStore
 from tests.helpers import eventually, facts, next_batch, worker_state
@@ -29,22 +21,6 @@ from tests.test_queue import ended
 pytestmark = pytest.mark.anyio
 
 GOOD = {"dataset": "digits", "D": 2048}
-
-
-@pytest.fixture
-async def client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application whose lifespan runs."""
-    app = create_app(settings)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as open_:
-        yield open_
-
-
-@pytest.fixture
-async def offered(queue: Queue) -> None:
-    """Two conditional models and one without classes, announced by a live worker."""
-    models = (facts(), facts(D="inf"), facts("faces", 128, classes=(), max_steps=50))
-    await queue.announce(worker_state(*models))
 
 
 def problem(response: httpx.Response, status: int, code: str) -> ProblemDocument:
@@ -318,35 +294,6 @@ async def test_a_job_is_canceled_and_stays_so(client: httpx.AsyncClient) -> None
     assert first.json()["finished_at"]
     for name in ("grid.png", "images/0.png", "images.npz", "images.zip"):
         assert "canceled" in problem(await client.get(f"{job['links']['self']}/{name}"), 409, "no-result").detail
-
-
-@pytest.mark.usefixtures("offered")
-async def test_what_a_canceled_job_had_finished_can_be_fetched(
-    client: httpx.AsyncClient, queue: Queue, settings: Settings
-) -> None:
-    """Images 0 to 7 of 10 were delivered before."""
-    job = (await client.post("/v1/samples", json=GOOD | {"count": 10, "seed": 5})).json()
-    batch = await next_batch(queue)
-    assert batch is not None
-    store, part = LocalStore(settings.results_dir / settings.queue), batch.parts[0]
-    pixels = np.random.default_rng(0).integers(256, size=(8, 8, 8, 1), dtype=np.uint8)
-    KINDS["sample"].keep(store, part, Images(pixels, [0] * 8))
-    await ended(queue, batch)
-    canceled = (await client.post(job["links"]["cancel"])).json()
-    here = job["links"]["self"]
-    assert canceled["links"].keys() == {"self", "cancel", "images", "npz", "zip"}
-    with Image.open(BytesIO((await client.get(f"{here}/images/7.png")).content)) as picture:
-        assert np.array_equal(np.asarray(picture), pixels[7, ..., 0])
-    assert "not finished" in problem(await client.get(f"{here}/images/8.png"), 409, "no-result").detail
-    refused = problem(await client.get(f"{here}/grid.png"), 409, "no-result").detail
-    assert f"the 8 images that were finished are at {here}/images.npz" in refused
-    with np.load(BytesIO((await client.get(f"{here}/images.npz")).content)) as arrays:
-        assert np.array_equal(arrays["images"], pixels)
-        assert arrays["index"].tolist() == list(range(8))
-        assert arrays["seeds"].tolist() == list(range(5, 13))
-    with zipfile.ZipFile(BytesIO((await client.get(f"{here}/images.zip")).content)) as files:
-        assert files.namelist() == ["job.json", *(f"{k}.png" for k in range(8))]
-        assert json.loads(files.read("job.json"))["status"] == "canceled"
 
 
 @pytest.mark.usefixtures("offered")
@@ -790,29 +737,6 @@ async def test_a_choice_of_sampling_is_filled_in_and_echoed(client: httpx.AsyncC
         "solver": "churn", "S_churn": 30, "S_max": 1, "S_noise": 1, "sigma_min": 0.004, "sigma_max": 80
     }  # fmt: skip
     assert job["progress"]["evaluations_total"] == 39 * job["progress"]["images_total"]
-
-
-@pytest.mark.usefixtures("offered")
-async def test_a_trajectory_is_there_for_those_who_asked(
-    client: httpx.AsyncClient, queue: Queue, settings: Settings
-) -> None:
-    store = LocalStore(settings.results_dir / settings.queue)
-    jobs = [(await client.post("/v1/samples", json=GOOD | {"trajectory": kept})).json() for kept in (True, False)]
-    batch = await eventually(lambda: next_batch(queue))
-    await ended(queue, batch, *batch.requests)
-    store.write(jobs[0]["id"], "images.npy", array_bytes(np.zeros((1, 8, 8, 1), np.uint8)))
-    store.write(jobs[0]["id"], TRAJECTORY, array_bytes(np.zeros((1, 18, 8, 8, 1), np.uint8)))
-    links = (await client.get(jobs[0]["links"]["self"])).json()["links"]
-    for name, media_type in (("film", "image/gif"), ("trajectory", "image/png")):
-        response = await client.get(links[name])
-        assert (response.status_code, response.headers["content-type"]) == (200, media_type)
-        with Image.open(BytesIO(response.content)) as picture:
-            assert picture.size == ((10, 10) if name == "film" else (19 * 9 + 1, 10))
-        known = {"If-None-Match": response.headers["etag"]}
-        assert (await client.get(links[name], headers=known)).status_code == 304
-    assert "trajectory" not in (await client.get(jobs[1]["links"]["self"])).json()["links"]
-    refused = problem(await client.get(f"/v1/jobs/{jobs[1]['id']}/trajectory.gif"), 404, "not-found")
-    assert "kept no trajectory" in refused.detail
 
 
 @pytest.mark.usefixtures("offered")

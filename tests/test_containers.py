@@ -205,13 +205,13 @@ def test_linter_refuses_a_bad_dockerfile() -> None:
 
 @pytest.mark.parametrize(
     ("service", "expected"),
-    [("api", ["."]), ("worker", ["torch", ".[worker]"]), ("worker-gpu", ["torch", ".[worker]"])],
+    [("api", [".[s3]"]), ("worker", ["torch", ".[worker,s3]"]), ("worker-gpu", ["torch", ".[worker,s3]"])],
 )
 def test_images_install_what_the_project_names(service: str, expected: list[str]) -> None:
     installs = pip_installs(service)
     assert [each.requirements for each in installs] == [[requirement] for requirement in expected]
     assert {each.constraint for each in installs} == {"constraints.txt"}
-    extras = {extra for requirement in expected for extra in re.findall(r"\[(.+)]", requirement)}
+    extras = {extra for requirement in expected for extra in re.findall(r"[\[,](\w+)", requirement)}
     assert extras <= PROJECT["project"]["optional-dependencies"].keys()
 
 

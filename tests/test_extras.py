@@ -33,6 +33,8 @@ DATABASE = "data.mdb"
         (["study", "D", "model.safetensors"], "matplotlib", "train"),
         (["dataset", ".", "images.zip"], "lmdb", "train"),
         (["worker"], "torch", "worker"),
+        (["worker"], "obstore", "s3"),
+        (["api"], "obstore", "s3"),
     ],
 )
 def test_a_missing_package_is_named(command: list[str], module: str, extra: str, tmp_path: Path) -> None:
@@ -43,7 +45,12 @@ def test_a_missing_package_is_named(command: list[str], module: str, extra: str,
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={"REDIS_URL": "redis://unused", "PYTHONPATH": ":".join(sys.path), "HOME": str(tmp_path)},
+        env={
+            "REDIS_URL": "redis://unused",
+            "PFGMPP_RESULTS_URL": "s3://bucket",
+            "PYTHONPATH": ":".join(sys.path),
+            "HOME": str(tmp_path),
+        },
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [f"pfgmpp: {command[0]} needs {module}: pip install 'pfgmpp-serve[{extra}]'"]

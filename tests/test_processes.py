@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from bench.running import Service, running, until
+from tests.helpers import S3_SECRET, forbid
 
 DIGITS = {"dataset": "digits", "D": 2048}
 
@@ -94,6 +96,47 @@ def test_the_same_request_gives_the_same_bytes(service: Service) -> None:
     with ThreadPoolExecutor(6) as pool:
         grids = list(pool.map(lambda _: grid(), range(6)))
     assert len(set(grids)) == 1
+
+
+def test_results_in_a_bucket_are_the_same_and_an_outage_passes(service: Service, bucket: str) -> None:
+    asked = {**DIGITS, "count": 5, "seed": 3, "steps": 4, "scale": 2, "trajectory": True}
+    with running(results_url=bucket, models="digits-d2048") as other:
+        jobs = [each.ended(each.submit(**asked)["id"]) for each in (service, other)]
+        here, there = [pictures(each, job["id"]) for each, job in zip((service, other), jobs, strict=True)]
+        assert len(here) == 10
+        assert here == there
+        assert not any(path.is_file() for path in other.folder.glob("results/**/*"))
+        forbid(bucket)
+        away = other.client.get(jobs[1]["links"]["grid"])
+        assert (away.status_code, away.json()["code"]) == (503, "store-unavailable")
+        failed = other.ended(other.submit(**DIGITS)["id"])
+        assert (failed["status"], failed["attempts"], failed["error"]["code"]) == ("failed", 3, "store-failed")
+        assert failed["error"]["detail"] == "The result could not be stored: the store answers 403"
+        forbid(bucket, is_forbidden=False)
+        assert pictures(other, jobs[1]["id"]) == there
+        assert other.ended(other.submit(**DIGITS)["id"])["status"] == "succeeded"
+        assert S3_SECRET not in other.log.read_text()
+
+
+def pictures(service: Service, job_id: str) -> dict[str, bytes]:
+    """Everything that can be fetched of a job of five images with a trajectory, but for what differs by job."""
+    names = ["grid.png", "images.npz", "trajectory.gif", "trajectory.png", "images/4.png"]
+    found = {name: service.client.get(f"/v1/jobs/{job_id}/{name}").raise_for_status().content for name in names}
+    with zipfile.ZipFile(BytesIO(service.client.get(f"/v1/jobs/{job_id}/images.zip").content)) as files:
+        return found | {name: files.read(name) for name in files.namelist() if name != "job.json"}
+
+
+def test_a_bucket_out_of_reach_is_named_by_a_worker_and_a_wrong_endpoint_by_the_api() -> None:
+    settings = {"REDIS_URL": "redis://unused", "PFGMPP_RESULTS_URL": "s3://bucket", "AWS_SECRET_ACCESS_KEY": S3_SECRET}
+    away = pfgmpp("worker", **settings, AWS_ACCESS_KEY_ID="key", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert away.returncode == 1, "another time it may be there"
+    assert "PFGMPP_RESULTS_URL=s3://bucket: the store cannot be reached" in away.stderr
+    wrong = pfgmpp("api", **settings, AWS_ENDPOINT_URL="minio:9000")
+    assert wrong.returncode == 2
+    assert "AWS_ENDPOINT_URL must be a URL" in wrong.stderr
+    for shown in (away.stderr, wrong.stderr):
+        assert "Traceback" not in shown
+        assert S3_SECRET not in shown
 
 
 def test_concurrent_requests_share_network_calls(service: Service) -> None:

@@ -635,22 +635,6 @@ async def _lost(queue: Queue) -> bool:
     return bool(await queue.reap())
 
 
-async def test_forgotten_results_are_swept(settings: Settings, queue: Queue, submit: Submit) -> None:
-    store = LocalStore(settings.results_dir / settings.queue)
-    async with working(settings):
-        kept, orphan = await submit(), new_id()
-        await ended(queue, kept)
-    store.write(orphan, "grid.png", b"x")
-    store.write("not a job", "notes.txt", b"x")
-    assert sorted(store.jobs(older_than_seconds=-1)) == sorted([kept, orphan])
-    assert store.jobs(older_than_seconds=60) == []
-    forgotten = await queue.forgotten(store.jobs(older_than_seconds=-1))
-    store.remove(forgotten)
-    assert forgotten == [orphan]
-    assert store.path(kept, "grid.png").exists()
-    assert store.path("not a job", "notes.txt").exists()
-
-
 @pytest.mark.parametrize("steps", [2, 3, 18, 50])
 async def test_the_cost_is_what_the_solver_asks_for(steps: int) -> None:
     import torch
