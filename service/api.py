@@ -20,6 +20,7 @@ from service.openapi import JOB_LINKS, SAMPLE_BODY, complete, problem_responses
 from service.picture import Damaged, film, path, png
 from service.problems import (
     BodyTooLarge,
+    Draining,
     Forbidden,
     Gone,
     Incomplete,
@@ -92,7 +93,7 @@ def admit_admin(request: Request) -> None:
         raise Forbidden("this is for keys of administrators")
 
 
-REFUSALS = (BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable)
+REFUSALS = (BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable, Draining)
 """What may be wrong with a request for images."""
 
 NO_PICTURE = (NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable, StoreUnavailable)
@@ -411,7 +412,10 @@ async def livez() -> dict[str, str]:
 
 
 @health.get(
-    "/readyz", tags=["health"], summary="Whether a request would be served", responses=problem_responses(NotReady)
+    "/readyz",
+    tags=["health"],
+    summary="Whether a request would be served",
+    responses=problem_responses(NotReady, Draining),
 )
 async def readyz(request: Request) -> dict[str, Any]:
     """Redis answers, and a live worker holds a model."""

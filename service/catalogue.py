@@ -58,7 +58,8 @@ class WorkerState(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    state: Literal["idle", "busy", "lost"]
+    state: Literal["idle", "busy", "draining", "lost"]
+    """draining: it claims nothing more, and will end; lost: it has died, and should be back soon."""
     device: str
     evaluations_per_second: float = Field(
         0.0, description="Images x network evaluations in its widest calls, lately; 0 if not known yet."
@@ -107,8 +108,8 @@ class Catalogue:
 
     @property
     def is_warm(self) -> bool:
-        """Whether some live worker has a model to serve."""
-        return any(worker.models and worker.state != "lost" for worker in self.workers)
+        """Whether some worker has a model to serve, and goes on."""
+        return any(worker.models and worker.state not in {"draining", "lost"} for worker in self.workers)
 
     @property
     def evaluations_per_second(self) -> float:

@@ -99,6 +99,7 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
         from service.api import create_app
         from service.connection import Connection, allow_many
         from service.logs import configure
+        from service.server import Server
 
         configure("api", settings.log_format)
         allow_many()
@@ -118,7 +119,7 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
             timeout_graceful_shutdown=2,
         )
     sockets = None if fd is None else [socket.socket(fileno=fd)]
-    uvicorn.Server(config).run(sockets)
+    Server(config, application, settings.drain_seconds).run(sockets)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from service.job import Job, Webhook
 from service.kinds import KINDS
 from service.logs import get_logger
 from service.problems import (
+    Draining,
     FieldError,
     Gone,
     KeyConflict,
@@ -52,6 +53,9 @@ DIMENSION = re.compile(r"[0-9]{1,15}(\.[0-9]{1,20})?")
 
 UNKNOWN_RATE_RETRY_SECONDS = 10.0
 
+DRAINING_RETRY_SECONDS = 1.0
+"""Another server is asked then, or the next one on this port."""
+
 log = get_logger()
 
 
@@ -75,14 +79,15 @@ class Door:
         self.store = store
         self._catalogue = Catalogue([])
         self._catalogue_read = -CATALOGUE_SECONDS
+        self._is_draining = False
         self._epoch = ""
         """That of Redis when this process first reached it; "" before."""
 
     async def submit(self, body: bytes, patience: Patience, caller: Caller, idempotency_key: str = "") -> Job:
         """The job that a body of `POST /v1/samples` makes, as it is when the patience is answered or over.
 
-        Raises InvalidRequest, UnknownModel, NoWorker, KeyConflict, TooMany, OverQuota or QueueFull; then nothing is
-        queued.
+        Raises Draining, InvalidRequest, UnknownModel, NoWorker, KeyConflict, TooMany, OverQuota or QueueFull; then
+        nothing is queued.
         """
         try:
             submission = self._submission(await self._resolved(body), caller, body, idempotency_key)
@@ -93,7 +98,8 @@ class Door:
             raise
 
     async def _resolved(self, body: bytes) -> Resolved:
-        """The request in a body, with everything decided. Raises InvalidRequest, UnknownModel or NoWorker."""
+        """The request in a body, with everything decided. Raises Draining, InvalidRequest, UnknownModel or NoWorker."""
+        self._check_open()
         request, settings = parse(body), self.settings
         if request.webhook:
             check(request.webhook, settings)
@@ -288,8 +294,19 @@ class Door:
             raise NoWorker(f"no worker listens that serves {model.name}", retry_after_seconds=NO_WORKER_RETRY_SECONDS)
         return model
 
+    def drain(self) -> None:
+        """Take no more jobs, and have nobody wait for one any longer: this process will end."""
+        self._is_draining = True
+        self.events.end_all()
+
+    def _check_open(self) -> None:
+        """Raise Draining when this process will end."""
+        if self._is_draining:
+            raise Draining("this server is about to stop", retry_after_seconds=DRAINING_RETRY_SECONDS)
+
     async def check_ready(self) -> Catalogue:
-        """The catalogue, when Redis answers and a live worker holds a model. Raises NotReady."""
+        """The catalogue, when Redis answers and a live worker holds a model. Raises Draining or NotReady."""
+        self._check_open()
         try:
             catalogue = await self.catalogue(is_fresh=True)
         except RedisError as error:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 
 from service.job import Job
 from service.queue import Queue
@@ -62,6 +63,11 @@ class Events:
     def waiters(self) -> int:
         """How many wait."""
         return sum(map(len, self._waiting.values()))
+
+    def end_all(self) -> None:
+        """Let nobody wait any longer."""
+        for patience in chain.from_iterable(self._waiting.values()):
+            patience.end()
 
     @contextmanager
     def _registered(self, job_id: str, patience: Patience) -> Iterator[None]:

@@ -124,7 +124,7 @@ class _QueueCollector(Collector):
             oldest.add_metric([model], max((lane.oldest_age_seconds for lane in lanes), default=0))
             running.add_metric([model], count)
         workers = GaugeMetricFamily("pfgmpp_workers", "Live workers.", labels=["state"])
-        for state in ("idle", "busy", "lost"):
+        for state in ("idle", "busy", "draining", "lost"):
             workers.add_metric([state], sum(worker.state == state for worker in self.catalogue.workers))
         yield from (jobs, images, evaluations, oldest, running, workers)
 

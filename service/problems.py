@@ -138,6 +138,10 @@ class NoWorker(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "no-worker"
 
 
+class Draining(Problem):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "draining"
+
+
 class NotReady(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "not-ready"
 

@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails.")
     store_seconds: Seconds = Field(2.0, description="How often workers look for new checkpoints.")
     retention_seconds: Seconds = Field(3600.0, description="How long results are kept.")
+    drain_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="How long a stopping API still answers, not ready and taking no jobs, for load balancers.",
+    )
     grace_seconds: Seconds = Field(10.0, description="How long a stopping worker may finish its batch.")
     webhook_secret: SecretStr | None = Field(
         None,

@@ -81,7 +81,7 @@ class Supervisor:
         self._children: list[Child] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._metrics_dir = settings.data_dir.resolve() / "metrics"
-        self._patience = settings.grace_seconds + 5
+        self._patience = max(settings.grace_seconds, settings.drain_seconds) + 5
         self.queue: Queue | None = None
 
     async def run(self) -> int:

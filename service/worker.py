@@ -108,6 +108,8 @@ class Worker:
         stopped = asyncio.create_task(self._stopping.wait())
         await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
         self.stop()
+        with suppress(RedisError):
+            await self.queue.announce(self._state())  # that it drains
         if self.inflight.seconds_in_call < self.settings.hang_seconds:
             await self._finish()
         failures = [task.exception() for task in tasks if task.done()]
@@ -320,7 +322,7 @@ class Worker:
     def _state(self) -> WorkerState:
         return WorkerState(
             name=self.name,
-            state="busy" if self.in_hand else "idle",
+            state="draining" if self._stopping.is_set() else "busy" if self.in_hand else "idle",
             device=str(self.engine.device),
             evaluations_per_second=self.inflight.images_per_second,
             evaluation_seconds=self.inflight.seconds_alone,

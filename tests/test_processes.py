@@ -272,6 +272,32 @@ def test_a_killed_api_is_replaced_on_the_same_port(service: Service) -> None:
     assert until(lambda: service.client.get("/readyz").status_code == httpx.codes.OK)
 
 
+def test_an_api_that_is_to_stop_says_so_first(service: Service) -> None:
+    """And answers who waits; what it has accepted goes on without it."""
+    url = f"unix://{service.folder / 'data' / 'redis.sock'}"
+    with socket.create_server(("127.0.0.1", 0)) as door, ThreadPoolExecutor(1) as elsewhere:
+        api = subprocess.Popen(
+            [sys.executable, "-m", "service", "api", "--fd", str(door.fileno())],
+            env=service.environment | {"REDIS_URL": url, "PFGMPP_DRAIN_SECONDS": "600"},
+            stderr=subprocess.DEVNULL,
+            pass_fds=[door.fileno()],
+        )
+        address = f"http://127.0.0.1:{door.getsockname()[1]}"
+        with api, httpx.Client(base_url=address, timeout=70) as client:
+            job = until(lambda: client.post("/v1/samples", json=DIGITS | {"count": 64, "steps": 100}).json())
+            until(lambda: client.get(job["links"]["self"]).json()["status"] == "running")
+            waiting = elsewhere.submit(client.get, "/v1/jobs/" + job["id"], params={"wait": 60})
+            api.terminate()
+            ready = until(lambda: found if (found := client.get("/readyz")).status_code == 503 else None)
+            for each in (ready, client.post("/v1/samples", json=DIGITS), client.post("/v1/estimates", json=DIGITS)):
+                assert (each.status_code, each.json()["code"], each.headers["retry-after"]) == (503, "draining", "1")
+            assert waiting.result(20).json()["id"] == job["id"]
+            assert client.get(job["links"]["self"]).status_code == 200
+            api.send_signal(signal.SIGINT)  # sooner than it meant to
+            api.wait(20)
+    assert service.ended(job["id"])["status"] == "succeeded"
+
+
 def test_a_killed_redis_comes_back_with_its_jobs() -> None:
     with running() as service:
         job = service.ended(service.submit(**DIGITS, count=2, steps=2)["id"])

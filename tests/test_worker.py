@@ -592,8 +592,17 @@ async def test_a_stopped_worker_finishes_what_it_holds_and_leaves(
         job_id = await submit(count=8, steps=400)
         await eventually(lambda: _runs(queue, job_id))
         worker.stop()
+        catalogue = await eventually(lambda: _draining(queue))
+        assert catalogue.models
+        assert not catalogue.is_warm
         assert (await ended(queue, job_id)).status == "succeeded"
     assert not (await queue.catalogue()).workers
+
+
+async def _draining(queue: Queue) -> Catalogue | None:
+    """The catalogue, once its worker drains."""
+    catalogue = await queue.catalogue()
+    return catalogue if [worker.state for worker in catalogue.workers] == ["draining"] else None
 
 
 async def test_a_stopped_worker_leaves_nothing_behind(settings: Settings) -> None:
