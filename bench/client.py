@@ -40,6 +40,9 @@ class Client:
             raise RuntimeError(f"{method} {path}: {response.status} {content.decode()}")
         return content
 
+    def close(self) -> None:
+        self._connection.close()
+
     def submit(self, request: Request, wait_seconds: int = 0) -> dict[str, Any]:
         """The job that a request makes, as it is after the wait."""
         waiting = {"Prefer": f"wait={wait_seconds}"} if wait_seconds else {}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,11 @@ class Service:
     def pid(self, child: str) -> int:
         """The process id of a child as it was last started."""
         return int(self.events("child started", child=child)[-1]["pid"])
+
+    def memory(self, child: str) -> float:
+        """Megabytes of a child that are in memory (its resident set)."""
+        status = Path(f"/proc/{self.pid(child)}/status").read_text()
+        return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1]) / 1024  # type: ignore[index]
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Ask it to stop, as Ctrl-C does; its exit status."""

@@ -1,6 +1,6 @@
 -- Put before every script. KEYS[1] is the prefix `pfgmpp:{queue}:`; every key of the queue:
 --   job:<id>        hash    one job; expires a retention time after its end
---   gone:<id>       string  whose a job was of which the record has expired; for a day
+--   gone:<id>       string  whose a job was of which the record has expired; for an hour
 --   jobs:<owner>    zset    jobs of a caller -> when they were submitted [us]
 --   idempotency:<owner>:<key>  string  "job body-hash" of a submission that may be repeated; for a day
 --   deadlines       zset    jobs that expire if they are not begun -> when [ms]
@@ -24,7 +24,7 @@
 --   arrivals        pub/sub for workers at work: the model for which something waits that did not before, or an order:
 --                           "load <model>", "unload <model>", "cancel <job>"
 local P = KEYS[1]
-local DAY_MS, MINUTE_US = 86400000, 60e6
+local DAY_MS, HOUR_MS, MINUTE_US = 86400000, 3600000, 60e6
 local PRIORITY_US = 1e12  -- by which a level of priority comes earlier: more than any path postpones
 
 local function now_us()
@@ -135,7 +135,7 @@ local function finish(id, status, err, t, retention_ms)
   if job[6] == 'running' then redis.call('HINCRBY', P .. 'load', 'running:' .. model_of(lane), -1) end
   redis.call('HSET', key, 'status', status, 'queued', '', 'finished_ms', t, 'error', err)
   redis.call('PEXPIRE', key, retention_ms)
-  redis.call('SET', P .. 'gone:' .. id, job[8] or '', 'PX', retention_ms + DAY_MS)
+  redis.call('SET', P .. 'gone:' .. id, job[8] or '', 'PX', retention_ms + HOUR_MS)
   if job[7] then redis.call('ZREM', P .. 'deadlines', id) end
   notify(id, job[9], status, t)
   publish(id, status)
