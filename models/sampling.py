@@ -175,7 +175,8 @@ class Sampling(SamplingOptions):
         try:
             self.levels(ends)
         except LevelsError as error:
-            yield "steps", str(error)
+            given = (name for name in ("sigma_min", "sigma_max") if getattr(self, name))
+            yield next(given, "steps"), str(error)
 
     def _churn_faults(self, ends: Range) -> Iterator[tuple[str, str]]:
         """Why no step would be disturbed."""

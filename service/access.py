@@ -80,6 +80,10 @@ class _File(BaseModel):
         return keys
 
 
+UNREADABLE = (0,)
+"""When a file was last read that cannot be."""
+
+
 class Keys:
     """The keys of a file."""
 
@@ -99,6 +103,12 @@ class Keys:
                 found = each
         return found
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the file can be read; nobody is known while it cannot."""
+        self._current()
+        return self._read_at != UNREADABLE
+
     def _current(self) -> Sequence[Key]:
         try:
             status = self.path.stat()
@@ -106,9 +116,9 @@ class Keys:
             if read_at != self._read_at:
                 self._keys, self._read_at = self.read(), read_at
         except (AccessError, OSError) as error:
-            if self._read_at != (0,):
+            if self._read_at != UNREADABLE:
                 log.error("nobody is let in", reason=str(error))
-            self._keys, self._read_at = (), (0,)
+            self._keys, self._read_at = (), UNREADABLE
         return self._keys
 
     def read(self) -> list[Key]:
@@ -119,7 +129,8 @@ class Keys:
             raise AccessError(f"{self.path}: cannot be read ({error.strerror})") from error
         except ValidationError as error:
             first = error.errors()[0]
-            raise AccessError(f"{self.path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+            raise AccessError(f"{self.path}: {where}{first['msg']}") from error
 
     def add(self, caller: Caller) -> str:
         """Make a key for a caller; it is told this once. Raises AccessError for a name that has one."""

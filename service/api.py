@@ -418,7 +418,10 @@ async def livez() -> dict[str, str]:
     responses=problem_responses(NotReady, Draining),
 )
 async def readyz(request: Request) -> dict[str, Any]:
-    """Redis answers, and a live worker holds a model."""
+    """Redis answers, a live worker holds a model, and whoever has a key is known."""
+    keys: Keys | None = request.app.state.keys
+    if keys and not keys.is_readable:
+        raise NotReady("the file of keys cannot be read, so nobody is let in")
     catalogue = await door_of(request).check_ready()
     return {"status": "ready", "models": len(catalogue.models), "workers": len(catalogue.workers)}
 
@@ -479,5 +482,6 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     complete(app, SampleRequest, ProblemDocument)
-    install(app, Keys(settings.keys_file) if settings.keys_file else None)
+    app.state.keys = Keys(settings.keys_file) if settings.keys_file else None
+    install(app, app.state.keys)
     return app

@@ -400,7 +400,13 @@ def _span(seeds: list[int]) -> str:
 
 
 def read_settings(**given: object) -> Settings:
-    """The settings, with what the command line gave in place of the environment; wrong ones end the program."""
+    """The settings, with what the command line gave in place of the environment; wrong ones end the program.
+
+    Those that do not exist are named: they may be meant to be others, or for another program.
+    """
+    for variable, meant in Settings.unknown_variables():
+        hint = f"; is {meant} meant?" if meant else ""
+        typer.echo(f"pfgmpp: there is no setting {variable}{hint}", err=True)
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -408,6 +414,7 @@ def read_settings(**given: object) -> Settings:
             f"{(name := '.'.join(map(str, each['loc'])))}: {each['msg']}"
             + ("" if name == "webhook_secret" else f" (it is {each['input']!r})")
             for each in error.errors()
+            if each["type"] != "default_factory_not_called"
         )
         give_up("wrong settings: " + "; ".join(wrong), EXIT_MISCONFIGURED)
 

@@ -1,6 +1,7 @@
 """Behind the routes: what becomes of a request, whatever protocol it came by."""
 
 import asyncio
+import json
 import re
 import time
 from contextlib import suppress
@@ -122,7 +123,7 @@ class Door:
             deadline_seconds=request.deadline_seconds,
             idempotency_key=sha256(idempotency_key.encode()).hexdigest() if idempotency_key else "",
             webhook=request.webhook.model_dump_json() if request.webhook else "",
-            body_hash=sha256(body).hexdigest() if idempotency_key else "",
+            body_hash=_hash(body) if idempotency_key else "",
         )
 
     async def _accept(self, submission: Submission) -> Job:
@@ -348,6 +349,11 @@ def parse(body: bytes) -> SampleRequest:
         return SampleRequest.model_validate_json(body)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_context=False)) from error
+
+
+def _hash(body: bytes) -> str:
+    """Of what a JSON body says, however it is written."""
+    return sha256(json.dumps(json.loads(body), sort_keys=True).encode()).hexdigest()
 
 
 def check(webhook: Webhook, settings: Settings) -> None:

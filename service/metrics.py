@@ -82,11 +82,10 @@ def count_given_back(job: GivenBack) -> None:
     """Record, and log, a job whose batch was lost, or that was not begun in time."""
     if job.outcome != "expired":
         jobs_reclaimed.labels(job.model).inc()
-    if job.outcome == "requeued":
-        log.warning("job requeued", job=job.job_id, model=job.model)
-    else:
+    if job.outcome != "requeued":
         jobs_finished.labels(job.model, job.outcome).inc()
-        log.error(f"job {job.outcome}", job=job.job_id, model=job.model)
+    say = {"requeued": log.warning, "failed": log.error, "expired": log.info}[job.outcome]
+    say(f"job {job.outcome}", job=job.job_id, model=job.model)
 
 
 def observe_evaluation(model: str, seconds: float, padding: int) -> None:

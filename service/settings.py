@@ -1,6 +1,9 @@
 """Settings: read once from the environment (PFGMPP_*, and REDIS_URL) or the command line, and passed down."""
 
+import os
 import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +11,9 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.addresses import Network, networks
+
+OF_CLIENTS = {"PFGMPP_SERVER", "PFGMPP_KEY"}
+"""Variables that commands read which ask a service."""
 
 SIGNING_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,88}={0,2}")
 """24 to 64 bytes in base64, as Standard Webhooks has it."""
@@ -140,6 +146,13 @@ class Settings(BaseSettings):
     def webhook_networks(self) -> tuple[Network, ...]:
         """What webhooks may call beside the public internet."""
         return networks(self.webhook_allow or "")
+
+    @classmethod
+    def unknown_variables(cls) -> Iterator[tuple[str, str]]:
+        """Variables of the environment that look like a setting and are none, and which is most like them, if any."""
+        known = {f"PFGMPP_{name.upper()}" for name in cls.model_fields} | OF_CLIENTS
+        for variable in sorted(name for name in os.environ if name.startswith("PFGMPP_") and name not in known):
+            yield variable, next(iter(get_close_matches(variable, known, 1)), "")
 
     @property
     def patience_seconds(self) -> float:

@@ -57,9 +57,12 @@ def test_nobody_is_let_in_while_the_file_cannot_be_read(keys: Keys, content: str
     else:
         keys.path.write_text(content)
     assert keys.caller(key) is None
-    with pytest.raises(AccessError, match=re.escape(str(keys.path))):
+    assert not keys.is_readable
+    with pytest.raises(AccessError, match=re.escape(str(keys.path))) as failure:
         keys.read()
+    assert ": :" not in str(failure.value)
     keys.path.write_text(good)
+    assert keys.is_readable
     assert keys.caller(key)
 
 
@@ -164,6 +167,12 @@ async def test_an_administrator_lists_the_jobs_of_others(guarded: dict[str, http
     problem(await guarded["other"].get("/v1/jobs?owner=owner"), 403, "forbidden")
 
 
+async def test_it_is_not_ready_when_nobody_is_known(guarded: dict[str, httpx.AsyncClient], keys: Keys) -> None:
+    assert (await guarded["nobody"].get("/readyz")).status_code == 200
+    keys.path.write_text("nothing")
+    assert "keys" in problem(await guarded["nobody"].get("/readyz"), 503, "not-ready").detail
+
+
 async def test_an_answer_tells_browsers_to_be_careful(guarded: dict[str, httpx.AsyncClient]) -> None:
     for client, path in (
         ("owner", "/v1/models"),
@@ -265,6 +274,10 @@ def test_keys_are_made_listed_and_revoked_by_command(tmp_path: Path) -> None:
     ("environment", "reason"),
     [
         ({"PFGMPP_HOST": "0.0.0.0"}, "there are no keys"),
+        (
+            {"PFGMPP_HOST": "0.0.0.0", "PFGMPP_KEY_FILE": "k"},
+            "there is no setting PFGMPP_KEY_FILE; is PFGMPP_KEYS_FILE",
+        ),
         ({"PFGMPP_KEYS_FILE": "none.json"}, "none.json: cannot be read"),
     ],
 )

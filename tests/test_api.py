@@ -380,6 +380,9 @@ async def test_a_submission_can_be_repeated(client: httpx.AsyncClient, queue: Qu
     ended = await client.post("/v1/samples", json=GOOD, headers=key | {"Prefer": "wait=60"})
     await working
     assert (ended.status_code, ended.json()["id"], ended.json()["status"]) == (200, first["id"], "succeeded")
+    other_words = json.dumps(dict(reversed(GOOD.items())), indent=1)
+    again = await client.post("/v1/samples", content=other_words, headers=key | {"Content-Type": "application/json"})
+    assert again.json()["id"] == first["id"]
     for wrong in ("", "k" * 256):
         refused = await client.post("/v1/samples", json=GOOD, headers={"Idempotency-Key": wrong})
         assert problem(refused, 422, "invalid-request").errors[0].field == "Idempotency-Key"
@@ -630,7 +633,7 @@ async def test_the_methods_of_a_path_are_named(client: httpx.AsyncClient) -> Non
         ({"solver": "churn", "S_noise": -1}, "S_noise"),
         ({"solver": "unipc", "schedule": "vp"}, "schedule"),
         ({"discretization": "cosine"}, "discretization"),
-        ({"discretization": "iddpm", "sigma_min": 40}, "steps"),
+        ({"discretization": "iddpm", "sigma_min": 40}, "sigma_min"),
         ({"alpha": "much"}, "alpha"),
         ({"bits": 1}, "bits"),
         ({"quantized": "official"}, "quantized"),
