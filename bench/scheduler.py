@@ -14,8 +14,8 @@ from service.engine import Engine
 from service.inflight import Inflight, Share
 from service.job import Part
 from service.kinds import KINDS
+from service.messages import Batch
 from service.policy import Flight, ShortestFirst
-from service.queue import Batch
 from service.sample import SampleRequest, Walk, resolve
 
 JOBS = 64

@@ -18,7 +18,8 @@ from service.catalogue import ModelGone
 from service.inflight import Share
 from service.job import Job, JobError
 from service.logs import get_logger
-from service.queue import Batch, Completion, JobReport, Queue, Report
+from service.messages import Batch, Completion, JobReport, Report
+from service.queue import Queue
 from service.store import ResultStore
 
 Answer = TypeVar("Answer")

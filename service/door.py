@@ -19,6 +19,7 @@ from service.events import Events, Patience
 from service.job import Job, Webhook
 from service.kinds import KINDS
 from service.logs import get_logger
+from service.messages import Ahead, KeyReused, LimitReached, Limits, Order, Submission, UnfitServer
 from service.problems import (
     Draining,
     FieldError,
@@ -38,7 +39,7 @@ from service.problems import (
     invalid,
     refused,
 )
-from service.queue import Ahead, KeyReused, LimitReached, Limits, Order, Queue, Submission, UnfitServer, new_id
+from service.queue import Queue, new_id
 from service.sample import Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import JOB_ID, ResultStore

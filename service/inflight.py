@@ -10,8 +10,8 @@ from service import metrics
 from service.engine import Engine
 from service.job import Part
 from service.kinds import Kind, Request
+from service.messages import Batch
 from service.policy import Appetite, Flight, Hands, Policy
-from service.queue import Batch
 from service.sample import Walk
 
 

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from service.catalogue import Catalogue
 from service.job import Latency
 from service.logs import get_logger
-from service.queue import Census, GivenBack
+from service.messages import Census, GivenBack
 
 REGISTRY = CollectorRegistry()
 log = get_logger()

@@ -15,8 +15,9 @@ from standardwebhooks import Webhook as Signer
 from service import __version__, metrics
 from service.job import Call, Job, Message, Webhook
 from service.logs import get_logger
+from service.messages import Notice
 from service.outgoing import Checked, NotAllowed, Outgoing
-from service.queue import Notice, Queue
+from service.queue import Queue
 from service.redis_client import cancel
 from service.settings import Settings
 

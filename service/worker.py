@@ -21,8 +21,9 @@ from service.engine import Engine, choose_device, keep_memory, use_threads
 from service.inflight import Inflight, Share
 from service.kinds import kind_of
 from service.logs import get_logger
+from service.messages import Batch, EmptyHandsNeeded, Order
 from service.policy import Appetite, ByKey, ShortestFirst
-from service.queue import Batch, EmptyHandsNeeded, Order, Queue, new_id
+from service.queue import Queue, new_id
 from service.settings import Settings
 from service.store import ResultStore, StoreAway, open_store
 

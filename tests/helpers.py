@@ -11,8 +11,9 @@ import httpx
 from bench.running import PATIENCE_SECONDS
 from models.sampling import SOLVER_FACTS
 from service.catalogue import ModelFacts, WorkerState
+from service.messages import Batch
 from service.policy import Appetite
-from service.queue import Batch, Queue, new_id
+from service.queue import Queue, new_id
 
 T = TypeVar("T")
 

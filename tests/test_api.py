@@ -11,8 +11,9 @@ import pytest
 from service.api import create_app
 from service.events import Events
 from service.job import JobError
+from service.messages import Order
 from service.problems import ProblemDocument
-from service.queue import Order, Queue, new_id
+from service.queue import Queue, new_id
 from service.settings import Settings
 from service.store import LocalStore
 from tests.helpers import eventually, facts, next_batch, worker_state

@@ -12,8 +12,8 @@ from service.engine import Engine
 from service.inflight import Inflight, Share
 from service.job import Part
 from service.kinds import KINDS
+from service.messages import Batch
 from service.policy import ByKey, Policy, ShortestFirst
-from service.queue import Batch
 from service.sample import Images, SampleRequest, resolve
 from tests.helpers import worker_state
 

@@ -12,20 +12,19 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from service.job import Job, JobError
-from service.policy import Appetite
-from service.queue import (
+from service.messages import (
     Batch,
     EmptyHandsNeeded,
     JobReport,
     KeyReused,
     Order,
-    Queue,
     Renewal,
     Report,
     Submission,
     UnfitServer,
-    new_id,
 )
+from service.policy import Appetite
+from service.queue import Queue, new_id
 from service.settings import Settings
 from tests.helpers import LANE, MODELS, eventually, facts, next_batch, worker_state
 

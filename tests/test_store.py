@@ -23,8 +23,9 @@ from bench.stores import exact_checkpoint
 from service.api import create_app
 from service.job import Part
 from service.kinds import KINDS
+from service.messages import Submission
 from service.picture import Damaged, array_bytes
-from service.queue import Queue, Submission, new_id
+from service.queue import Queue, new_id
 from service.sample import TRAJECTORY, Images
 from service.settings import Settings
 from service.store import ResultStore, StoreAway, open_store

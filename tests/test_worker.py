@@ -27,7 +27,8 @@ from service import metrics
 from service.catalogue import Catalogue, OfferedModel
 from service.job import Job, JobError
 from service.kinds import KINDS
-from service.queue import Census, JobReport, Order, Queue, Report, Submission, new_id
+from service.messages import Census, JobReport, Order, Report, Submission
+from service.queue import Queue, new_id
 from service.sample import TRAJECTORY, Images, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
