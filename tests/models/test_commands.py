@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from bench.running import until
 from bench.stores import exact_checkpoint
-from models import commands
+from models import commands, comparisons
 from models.card import SHIPPED, read_card
 from models.checkpoint import load, save
 from models.recipe import RECIPES
@@ -28,8 +28,8 @@ from tests.models.test_data import FILES, LABELS, described, written
 
 app = typer.Typer()
 app.command()(commands.train)
-app.command()(commands.judge)
-app.command()(commands.solvers)
+app.command()(comparisons.judge)
+app.command()(comparisons.solvers)
 
 
 def plain(output: str) -> str:
