@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import finalize
 
 import numpy as np
 from PIL import Image
@@ -22,10 +23,11 @@ IDLE_SECONDS = 4.0
 
 
 class Client:
-    """One connection to a service, of the standard library."""
+    """One connection to a service, of the standard library; it ends with the client."""
 
     def __init__(self, url: str):
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=WAIT_SECONDS + 30)
+        finalize(self, self._connection.close)
         self._used = time.monotonic()
 
     def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> bytes:

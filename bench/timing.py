@@ -18,10 +18,10 @@ class Timing:
     cpu: list[float] = field(default_factory=list)
 
 
-def interleaved(acts: Mapping[str, Act], rounds: int) -> dict[str, Timing]:
-    """Every act once to warm up, then once a round, each round beginning with another."""
+def interleaved(acts: Mapping[str, Act], rounds: int, is_cold: bool = False) -> dict[str, Timing]:
+    """Every act once to warm up, unless it may be cold, then once a round, each round beginning with another."""
     timings = {name: Timing() for name in acts}
-    for act in acts.values():
+    for act in () if is_cold else acts.values():
         act()
     order = list(acts)
     for turn in range(rounds):

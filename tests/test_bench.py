@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner, Result
 
 from bench.bare import save_weights
 from bench.load import SHORTS_PER_LONG, arrivals, burst
@@ -25,9 +26,8 @@ from models.generate import Generator
 from models.recipe import read_recipe
 from models.shapes import steady_shapes
 from models.train import Run
-from tests.models.helpers import card
-
-PFGMPP = str(Path(sys.executable).with_name("pfgmpp"))
+from service.cli import app
+from tests.models.helpers import card, torch_threads
 
 
 def test_speed_is_the_median_of_ratios_round_by_round() -> None:
@@ -118,27 +118,35 @@ def layouts(run: Run) -> tuple[bool, bool]:
     return answer.is_contiguous(), answer.is_contiguous(memory_format=torch.channels_last)
 
 
-def bench(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [PFGMPP, "bench", "--quick", "--rounds", "1", "--folder", str(folder), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110, check=False)
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The one in which the command runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
-    refused = bench(tmp_path, "engine", "motor")
-    assert refused.returncode == 2
+def bench(*arguments: str) -> Result:
+    """The command as a user types it, in this process: what it starts are processes of their own."""
+    with torch_threads(1):
+        return CliRunner().invoke(app, ["bench", "--quick", "--rounds", "1", "--folder", ".", *arguments])
+
+
+def test_an_unknown_part_is_refused(folder: Path) -> None:
+    refused = bench("engine", "motor")
+    assert refused.exit_code == 2
     assert "there is no part motor" in refused.stderr
-    assert not (tmp_path / "bench.json").exists()
+    assert not (folder / "bench.json").exists()
 
 
 @pytest.mark.parametrize("option", ["--output", "--plot"])
-def test_a_place_that_is_not_there_is_refused_before_anything_is_measured(tmp_path: Path, option: str) -> None:
-    refused = bench(tmp_path, "png", option, "nowhere/file")
-    assert refused.returncode == 2
+def test_a_place_that_is_not_there_is_refused_before_anything_is_measured(folder: Path, option: str) -> None:
+    refused = bench("png", option, "nowhere/file")
+    assert refused.exit_code == 2
     assert "there is no directory nowhere" in refused.stderr
-    refused = bench(tmp_path, "png", option, ".")
-    assert refused.returncode == 2
+    refused = bench("png", option, ".")
+    assert refused.exit_code == 2
     assert "is a directory" in refused.stderr
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -146,17 +154,17 @@ def test_a_place_that_is_not_there_is_refused_before_anything_is_measured(tmp_pa
     [("png", "scheduler", "engine", "training", "overhead"), ("start",), ("service", "workers"), ("load",)],
     ids="+".join,
 )
-def test_a_short_run(tmp_path: Path, parts: tuple[str, ...]) -> None:
+def test_a_short_run(folder: Path, parts: tuple[str, ...]) -> None:
     """What it finds means little, but all of it is there, in the file and in the picture."""
-    done = bench(tmp_path, *parts, "--plot", "bench.png")
-    assert done.returncode == 0, done.stderr
-    report = Report.model_validate_json((tmp_path / "bench.json").read_text())
+    done = bench(*parts, "--plot", "bench.png")
+    assert done.exit_code == 0, done.output
+    report = Report.model_validate_json((folder / "bench.json").read_text())
     assert set(report.parts) == set(parts)
     for findings in report.parts.values():
         assert findings.figures
         assert all(math.isfinite(figure.value) and figure.value > 0 for figure in findings.figures)
     assert report.machine["cores"] >= 1
-    with Image.open(tmp_path / "bench.png") as picture:
+    with Image.open(folder / "bench.png") as picture:
         assert picture.width > 500
 
 
