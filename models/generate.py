@@ -15,14 +15,17 @@ from models.card import Card
 from models.checkpoint import Model
 from models.kernel import FloatArray, prior
 from models.levels import rounded
+from models.memory import Memory, fingerprint
 from models.sampler import Noise, Query, Solver
 from models.sampling import Sampling
 from models.seeds import Stream, drawn_label, generator
-from models.shapes import Shapes, filled
+from models.shapes import Shapes, filled, steady_shapes
 from models.solvers import solver_of
 
 BALANCED_BATCH = 64
 """Images of `balanced_batches` that walk together."""
+
+_KNOWN = Memory()
 
 UInt8Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -188,6 +191,16 @@ def advance(walks: Sequence[Walk], denoised: Tensor) -> None:
     """Give walks the estimates that they asked for, one after the other."""
     for walk, own in zip(walks, denoised.split([len(walk.query.x) for walk in walks]), strict=True):  # type: ignore[no-untyped-call]
         walk.advance(own)
+
+
+def balanced_generator(model: Model) -> Generator:
+    """The model with the sizes up to BALANCED_BATCH in which it is run; of all of a make they are found out once."""
+    key = fingerprint(model.card, model.device, "balanced")
+    shapes = _KNOWN.recall(key, Shapes)
+    if shapes is None:
+        shapes = steady_shapes(model, BALANCED_BATCH)
+        _KNOWN.keep(key, shapes)
+    return Generator(model, shapes)
 
 
 def balanced_batches(generator: Generator, seeds: range, sampling: Sampling) -> Iterator[tuple[UInt8Array, list[int]]]:

@@ -10,9 +10,9 @@ from sklearn.svm import SVC
 from models.checkpoint import Model
 from models.data import Dataset, load_digits
 from models.fast import Precision, Way, fastest
-from models.generate import BALANCED_BATCH, Generator, UInt8Array
+from models.generate import BALANCED_BATCH, Generator, UInt8Array, balanced_generator
 from models.kernel import FloatArray
-from models.shapes import Shapes, steady_shapes
+from models.shapes import Shapes
 
 
 class Verdict(NamedTuple):
@@ -62,7 +62,7 @@ def features(data: Dataset) -> FloatArray:
 def generator_of(model: Model, precision: Precision | Literal["bfloat16"]) -> Generator:
     """The model with the network of a precision: `bfloat16` even where that is slow."""
     if precision == "exact":
-        return Generator(model, steady_shapes(model, BALANCED_BATCH))
+        return balanced_generator(model)
     way = Way(precision) if precision == "bfloat16" else fastest(model)
     # In one size, for not every CPU has bfloat16 for a single image.
     return Generator(replace(model, network=way.of(model.network)), Shapes((BALANCED_BATCH,), (1.0,)))

@@ -4,7 +4,6 @@ import csv
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from models.checkpoint import Model, load
 from models.data import Dataset, UInt8Array, cache_folder, load_digits, load_images
 from models.evaluate import Evaluation, Evaluator
 from models.figures import Minimum, Result, Trial
-from models.generate import BALANCED_BATCH, Generator, balanced_batches
+from models.generate import Generator, balanced_batches, balanced_generator
 from models.quantize import quantized
 from models.sampling import Sampling
-from models.shapes import Shapes, steady_shapes
 
 
 @dataclass(frozen=True)
@@ -33,17 +31,13 @@ class Contestant:
     name: str
     model: Model
 
-    @cached_property
-    def shapes(self) -> Shapes:
-        """The batch sizes in which it is run, whatever the weights."""
-        return steady_shapes(self.model, BALANCED_BATCH)
-
     def batches(self, seeds: range, sampling: Sampling) -> Iterator[tuple[UInt8Array, list[int]]]:
         """Batches of its images, and their classes."""
-        model = self.model
+        generator = balanced_generator(self.model)
         if sampling.bits:
-            model = replace(model, network=quantized(model.network, sampling.bits, sampling.quantized))
-        return balanced_batches(Generator(model, self.shapes), seeds, sampling)
+            network = quantized(self.model.network, sampling.bits, sampling.quantized)
+            generator = Generator(replace(self.model, network=network), generator.shapes)
+        return balanced_batches(generator, seeds, sampling)
 
 
 def head(measure: str) -> str:
