@@ -1,7 +1,10 @@
 """The judge of the digits, and the shipped model of D = 2048 before it."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+import sklearn.datasets
 
 from models.checkpoint import Model
 from models.data import HELD_OUT, load_digits
@@ -24,6 +27,17 @@ def test_training_and_held_out_digits_have_nothing_in_common() -> None:
         assert data.shape == (1, 8, 8)
         assert (data.images.min(), data.images.max()) == (0, 255)
         assert np.bincount(data.labels, minlength=10).min() > 0.08 * len(data)
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    bundled = sklearn.datasets.load_digits()
+    both = [load_digits(), load_digits(held_out=True)]
+    ours = Counter(
+        (image.tobytes(), int(label)) for data in both for image, label in zip(data.images, data.labels, strict=True)
+    )
+    theirs = np.rint(bundled.images * (255 / 16)).astype(np.uint8)
+    assert ours == Counter((image.tobytes(), int(label)) for image, label in zip(theirs, bundled.target, strict=True))
+    assert both[0].classes == tuple(map(str, bundled.target_names))
 
 
 def test_the_classifier_recognises_digits_it_has_not_seen(judge: Judge) -> None:
