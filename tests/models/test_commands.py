@@ -39,9 +39,15 @@ def plain(output: str) -> str:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """The shipped recipe, cut down to a few batches."""
+    """The shipped recipe, cut down to a few batches, and to grids of few steps."""
     text = (RECIPES / "digits.toml").read_text()
-    for old, new in (("300_000", "64"), ("batch = 128", "batch = 8"), ("model_channels = 32", "model_channels = 8")):
+    smaller = {
+        "300_000": "64",
+        "batch = 128": "batch = 8",
+        "model_channels = 32": "model_channels = 8",
+        "default_steps = 18": "default_steps = 2",
+    }
+    for old, new in smaller.items():
         assert old in text
         text = text.replace(old, new)
     path = tmp_path / "recipe.toml"
@@ -221,11 +227,11 @@ def test_judge_refuses_a_file_that_is_no_model(tmp_path: Path) -> None:
     assert "none.safetensors" in plain(done.output)
 
 
-def test_the_table_of_solvers_names_what_each_took() -> None:
-    file = str(SHIPPED / "digits-d128.safetensors")
+def test_the_table_of_solvers_names_what_each_took(tmp_path: Path) -> None:
+    file = str(exact_checkpoint(tmp_path, 128.0))
     done = CliRunner().invoke(app, ["solvers", file, "--count", "2", "--evaluations", "3,6"])
     assert done.exit_code == 0, done.output
-    rows = [line.strip("| ").split(" | ")[1:4] for line in done.stdout.splitlines() if line.startswith("| digits")]
+    rows = [line.strip("| ").split(" | ")[1:4] for line in done.stdout.splitlines() if line.startswith("| points")]
     assert ["heun", "5"] in [row[:2] for row in rows]
     assert ["ipndm", "6"] in [row[:2] for row in rows]
     assert ["ipndm", "3"] not in [row[:2] for row in rows], "too few for it"
