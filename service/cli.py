@@ -213,18 +213,18 @@ def sample(
         console=Console(stderr=True),
     )
     try:
-        client = Client(server, key)
-        with bar:
-            job = client.submit(request)
-            task = bar.add_task(job.status, total=job.progress.evaluations_total)
-            for latest in client.follow(job.id):
-                job = latest
-                bar.update(task, description=job.status, completed=job.progress.evaluations_done)
-        if job.error:
-            give_up(f"job {job.id} failed: {job.error.detail}", EXIT_FAILED)
-        output.write_bytes(client.picture(job.id, "grid.png"))
-        if trajectory:
-            trajectory.write_bytes(client.picture(job.id, f"trajectory{trajectory.suffix}"))
+        with Client(server, key) as client:
+            with bar:
+                job = client.submit(request)
+                task = bar.add_task(job.status, total=job.progress.evaluations_total)
+                for latest in client.follow(job.id):
+                    job = latest
+                    bar.update(task, description=job.status, completed=job.progress.evaluations_done)
+            if job.error:
+                give_up(f"job {job.id} failed: {job.error.detail}", EXIT_FAILED)
+            output.write_bytes(client.picture(job.id, "grid.png"))
+            if trajectory:
+                trajectory.write_bytes(client.picture(job.id, f"trajectory{trajectory.suffix}"))
     except (ClientError, OSError) as error:
         give_up(str(error), EXIT_FAILED)
     latency = job.latency
@@ -245,7 +245,8 @@ def models(server: Server = "http://127.0.0.1:8000", key: ApiKey = None) -> None
     from service.client import Client, ClientError
 
     try:
-        offered = Client(server, key).models()
+        with Client(server, key) as client:
+            offered = client.models()
     except ClientError as error:
         give_up(str(error), EXIT_FAILED)
     table = Table("data set", "D", "pixels", "classes", "steps", "parameters", "loaded on", "licence", box=None)

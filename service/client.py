@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from pydantic import TypeAdapter
@@ -19,7 +19,7 @@ class ClientError(Exception):
 
 
 class Client:
-    """Speaks to one service. Raises ClientError for a server that is no URL."""
+    """Speaks to one service, over connections that end with it. Raises ClientError for a server that is no URL."""
 
     def __init__(self, server: str, key: str | None = None):
         self.server = server
@@ -30,6 +30,12 @@ class Client:
             raise ClientError(f"{server!r} is not a URL ({error})") from error
         except UnicodeEncodeError as error:
             raise ClientError("the key holds characters that no key has") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
 
     def submit(self, request: dict[str, Any]) -> JobView:
         """The job that a sample request makes. Raises ClientError."""
