@@ -125,6 +125,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one run finds what another has found out about the network."""
+    return tmp_path_factory.mktemp("bench")
+
+
 def bench(*arguments: str) -> Result:
     """The command as a user types it, in this process: what it starts are processes of their own."""
     with torch_threads(1):
@@ -154,9 +160,9 @@ def test_a_place_that_is_not_there_is_refused_before_anything_is_measured(folder
     [("png", "scheduler", "engine", "training", "overhead"), ("start",), ("service", "workers"), ("load",)],
     ids="+".join,
 )
-def test_a_short_run(folder: Path, parts: tuple[str, ...]) -> None:
+def test_a_short_run(folder: Path, lasting: Path, parts: tuple[str, ...]) -> None:
     """What it finds means little, but all of it is there, in the file and in the picture."""
-    done = bench(*parts, "--plot", "bench.png")
+    done = bench(*parts, "--plot", "bench.png", "--folder", str(lasting))
     assert done.exit_code == 0, done.output
     report = Report.model_validate_json((folder / "bench.json").read_text())
     assert set(report.parts) == set(parts)
