@@ -27,14 +27,14 @@ GROWTH = 0.05
 """Of memory after the first tenth, at most."""
 
 
-def key_count(service: Service, store: redis.Redis) -> int:
+def lasting_keys(service: Service, store: redis.Redis) -> set[bytes]:
     """The keys of Redis that do not go by themselves, once the record of one more job, and of all before, is gone.
 
     What was a batch does so after five minutes, and what tells an expired job from one that never was after an hour.
     """
     job = service.ended(service.submit(dataset="points", D=2, steps=2)["id"])
     until(lambda: service.client.get(job["links"]["self"]).status_code == 410)
-    return sum(int(store.ttl(key)) < 0 for key in store.scan_iter(count=1000))
+    return {key for key in store.scan_iter(count=1000) if store.ttl(key) == -1}
 
 
 def carry_out(service: Service, first: int, jobs: int) -> None:
@@ -72,19 +72,19 @@ def run(jobs: int, growth: float, say: Callable[[str], object]) -> list[str]:
             running(**options) as service,
             closing(redis.Redis(unix_socket_path=str(service.folder / socket), protocol=3)) as store,
         ):
-            before, memory, began = key_count(service, store), list[dict[str, float]](), time.monotonic()
+            before, memory, began = lasting_keys(service, store), list[dict[str, float]](), time.monotonic()
             for tenth in range(TENTHS):
                 carry_out(service, tenth * jobs // TENTHS, jobs // TENTHS)
                 memory.append({child: service.memory(child) for child in CHILDREN})
                 said = ", ".join(f"{child} {megabytes:.1f} MB" for child, megabytes in memory[-1].items())
                 say(f"{(tenth + 1) * jobs // TENTHS:,} jobs, {time.monotonic() - began:.0f} s: {said}")
-            after = key_count(service, store)
-    say(f"keys of Redis: {before} before, {after} after")
+            after = lasting_keys(service, store)
+    say(f"keys of Redis that last: {len(before)} before, {len(after)} after")
     grown = {child: memory[-1][child] / memory[0][child] - 1 for child in CHILDREN}
     say("grown after the first tenth: " + ", ".join(f"{child} {share:+.1%}" for child, share in grown.items()))
     return [
         *(f"{child} has grown by {share:.1%}" for child, share in grown.items() if share > growth),
-        *([f"Redis has {after - before} keys more"] if after > before else []),
+        *(f"Redis holds {key.decode()} more" for key in after - before),
     ]
 
 
