@@ -1,5 +1,6 @@
 """Training on patches: the kernel of a part, what a step draws, and what the network is told of it."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from scipy.stats import betaprime, kstest, t
+from typer.testing import CliRunner
 
 from models.card import UNetOptions
 from models.checkpoint import Model
@@ -22,6 +25,8 @@ from models.sampling import Window
 from models.shapes import Shapes
 from models.train import Run, TrainError, train
 from models.window import windowed
+from service.cli import app as pfgmpp
+from tests import windows
 from tests.models.helpers import FALSE_ALARM, card, follows, in_proportion
 
 CPU = torch.device("cpu")
@@ -217,3 +222,18 @@ def test_a_window_is_the_network_s_answer_at_its_place() -> None:
     wide = windowed(model, Window(x=-4, width=16, height=4))
     assert wide.shape == (3, 4, 16)
     assert Generator(wide, Shapes((1,), (1.0,))).images([3, 4], [None, None], 3).shape == (2, 4, 16, 3)
+
+
+def test_what_coordinates_and_windows_are_worth_is_measured(tmp_path: Path) -> None:
+    """The command of `tests.windows`, on a model that has hardly begun: other coordinates give other images."""
+    file = tmp_path / "model.safetensors"
+    options = ["--set", "patch.sizes=[4]", "--set", "default_steps=4", "--images", "256", "--threads", "1"]
+    where = ["--run-dir", str(tmp_path / "run"), "-o", str(file)]
+    assert CliRunner().invoke(pfgmpp, ["train", "digits", "--D", "128", *options, *where]).exit_code == 0
+    measure = typer.Typer()
+    measure.command()(windows.main)
+    done = CliRunner().invoke(measure, [str(file), "--count", "20", "--classifier-images", "2560"])
+    assert done.exit_code == 0, done.output
+    found = dict(re.findall(r"\| (true|zeroed|transposed) \| (\S+) \|", done.output))
+    assert len(set(found.values())) == 3
+    assert re.search(r"\| left \|.*\n\| right \|", done.output)
