@@ -27,7 +27,9 @@ def train(
     ] = None,
     save_seconds: Annotated[float, typer.Option(help="How often to save the state and a sample grid.", min=0)] = 300,
     device: Annotated[str, typer.Option(help="Device to train on, such as cpu or cuda.")] = "cpu",
-    compiles: Annotated[bool, typer.Option("--compile", help="Compile the network; pays on a GPU.")] = False,
+    compiles: Annotated[
+        bool, typer.Option("--compile", help="Compile the network: takes minutes; meant for GPUs.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)] = None,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")] = False,
 ) -> None:
