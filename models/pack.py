@@ -214,8 +214,11 @@ def _lmdb(path: Path) -> Source:
 
 def _fitted(picture: Picture, size: tuple[int, int] | None, crop: Crop, colour: Colour) -> Image.Image:
     """The picture, grey or RGB, cropped and resized. Raises DataError when it is not square then."""
-    is_grey = picture.image.mode in {"L", "1", "I", "I;16", "F", "LA"} if colour == "kept" else colour == "grey"
-    image = picture.image.convert("L" if is_grey else "RGB")
+    image = picture.image
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        image = Image.fromarray(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    is_grey = image.mode in {"L", "1", "F", "LA"} if colour == "kept" else colour == "grey"
+    image = image.convert("L" if is_grey else "RGB")
     if crop == "center":
         image = _cut(image, 1.0)
     if crop == "center-wide" and size:

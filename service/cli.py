@@ -400,6 +400,10 @@ def _span(seeds: list[int]) -> str:
     return "seeds " + (f"{seeds[0]} to {seeds[-1]}" if is_range else ", ".join(map(str, seeds)))
 
 
+SECRETS = {"webhook_secret", "redis_url"}
+"""Settings that are not repeated in messages, for they may hold a password."""
+
+
 def read_settings(**given: object) -> Settings:
     """The settings, with what the command line gave in place of the environment; wrong ones end the program.
 
@@ -412,8 +416,8 @@ def read_settings(**given: object) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         wrong = (
-            f"{(name := '.'.join(map(str, each['loc'])))}: {each['msg']}"
-            + ("" if name == "webhook_secret" else f" (it is {each['input']!r})")
+            f"{(name := '.'.join(map(str, each['loc'])))}: {each['msg'].removeprefix('Value error, ')}"
+            + ("" if name in SECRETS else f" (it is {each['input']!r})")
             for each in error.errors()
             if each["type"] != "default_factory_not_called"
         )

@@ -14,6 +14,9 @@ HEAD_SECONDS = 10.0
 
 MOST_HEAD_BYTES = 65_536
 
+BODY_END_SECONDS = 5.0
+"""Within which the rest of a body must have come that was answered before its end."""
+
 TAKING_SECONDS = 30.0
 """Within which a client must take some of an answer that waits for it."""
 
@@ -58,6 +61,9 @@ class Connection(HttpToolsProtocol):
     """That have come of a head which is not complete."""
     _head_timer: asyncio.TimerHandle | None = None
     _taking_timer: asyncio.TimerHandle | None = None
+    _body_timer: asyncio.TimerHandle | None = None
+    _is_whole = True
+    """Whether the last request has come to its end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -68,6 +74,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._have_head()
+        self._have_body()
         self._have_taken()
         super().connection_lost(exc)
 
@@ -81,12 +88,23 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._is_whole = False
         if self._head_timer is None:  # another request on this connection
             self._expect_head()
 
     def on_headers_complete(self) -> None:
         self._have_head()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._is_whole = True
+        self._have_body()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._is_whole:  # else every byte of it would keep the connection for some more seconds
+            self._body_timer = self.loop.call_later(BODY_END_SECONDS, self.transport.close)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -108,6 +126,11 @@ class Connection(HttpToolsProtocol):
         if self._head_timer:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _have_body(self) -> None:
+        if self._body_timer:
+            self._body_timer.cancel()
+            self._body_timer = None
 
     def _expect_taking(self) -> None:
         """Give the client up when it has taken nothing for too long; a slow one is waited for."""

@@ -218,5 +218,9 @@ async def insist(call: Callable[[], Awaitable[Answer]]) -> Answer:
     """The answer of the queue, asked again for as long as it cannot be reached."""
     with suppress(RedisError):
         return await call()
+
+    async def ask() -> Answer:
+        return await call()  # tenacity awaits what is a coroutine function, and not what merely returns a coroutine
+
     again = AsyncRetrying(retry=retry_if_exception_type(RedisError), wait=wait_exponential(multiplier=0.1, max=5))
-    return await again(call)
+    return await again(ask)

@@ -74,7 +74,7 @@ class Webhook(BaseModel):
     url: HttpUrl = Field(
         description="Where the job is POSTed to; of the public internet, unless the service allows more."
     )
-    events: list[Event] = Field(ENDS, min_length=1, description="Of which events; all ends if left out.")
+    events: list[Event] = Field(ENDS, min_length=1, max_length=5, description="Of which events; all ends if left out.")
 
     @property
     def host(self) -> str:

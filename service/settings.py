@@ -15,6 +15,8 @@ from service.addresses import Network, networks
 OF_CLIENTS = {"PFGMPP_SERVER", "PFGMPP_KEY"}
 """Variables that commands read which ask a service."""
 
+REDIS_URL = re.compile(r"(rediss?|unix)://|rediss?\+cluster://[^/]|rediss?\+sentinel://[^/]+/[^/?]")
+
 SIGNING_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,88}={0,2}")
 """24 to 64 bytes in base64, as Standard Webhooks has it."""
 
@@ -126,6 +128,16 @@ class Settings(BaseSettings):
         description="How often a webhook is called that fails: again after 5 s, then after twice as long each time.",
     )
     log_format: Literal["text", "json"] = Field("text", description="One line per event, to read or to parse.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: str | None) -> str | None:
+        if url and not REDIS_URL.match(url):
+            raise ValueError(
+                "must begin with redis://, rediss:// or unix://, or be redis+cluster://HOST,HOST or "
+                "redis+sentinel://HOST,HOST/SERVICE"
+            )
+        return url
 
     @field_validator("webhook_secret")
     @classmethod

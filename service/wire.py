@@ -24,6 +24,7 @@ from service.problems import (
     FieldError,
     Incomplete,
     NotJson,
+    NotReady,
     Problem,
     QueueUnavailable,
     TooSlow,
@@ -35,6 +36,7 @@ from service.problems import (
 )
 
 QUEUE_RETRY_SECONDS = 2
+KEYS_RETRY_SECONDS = 30
 BODY_SECONDS = 30
 MOST_WAIT_SECONDS = 60
 QUALITY = re.compile(r"q=[01](\.[0-9]{0,3})?")
@@ -221,15 +223,19 @@ class Guard:
 
         try:
             scope.setdefault("state", {})["caller"] = self._caller(scope)
-        except Unauthorized as problem:
+        except (Unauthorized, NotReady) as problem:
             await answer(Request(scope), problem)(scope, receive, harden)
             return
         await self.app(scope, receive, harden)
 
     def _caller(self, scope: Scope) -> Caller:
-        """Who asks. Raises Unauthorized."""
+        """Who asks. Raises Unauthorized, or NotReady while nobody is known."""
         if self.keys is None or scope["path"] in self.OPEN:
             return Anyone()
+        if not self.keys.is_readable:
+            raise NotReady(
+                "the file of keys cannot be read, so nobody is let in", retry_after_seconds=KEYS_RETRY_SECONDS
+            )
         scheme, _, key = Request(scope).headers.get("authorization", "").partition(" ")
         caller = self.keys.caller(key.strip()) if scheme.lower() == "bearer" else None
         if caller is None:

@@ -81,6 +81,16 @@ async def test_a_client_that_takes_nothing_is_given_up(port: int, monkeypatch: p
         await asyncio.wait_for(lost.wait(), 30)
 
 
+async def test_a_body_without_an_end_is_not_read_for_ever(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the answer is out."""
+    monkeypatch.setattr(connection, "BODY_END_SECONDS", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(GET.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 1000000\r\n\r\n"))
+    assert len(await asyncio.wait_for(reader.readexactly(LARGE), 30)) == LARGE
+    assert len(await asyncio.wait_for(reader.read(), 3)) < 1000  # sooner than an idle connection is ended
+    writer.close()
+
+
 async def test_there_are_only_so_many(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "most_connections", lambda: 1)
     with socket.create_connection(("127.0.0.1", port)):

@@ -75,6 +75,13 @@ def test_pictures_of_any_mode_become_grey_or_rgb(tmp_path: Path) -> None:
     assert load_images(tmp_path / "packed.zip", tmp_path / "cache").shape == (3, 8, 8)
 
 
+def test_pictures_of_16_bits_keep_their_greys(tmp_path: Path) -> None:
+    grey = PIXELS[0][..., 0]
+    source = written(tmp_path / "source", {"a.png": png(grey.astype(np.uint16) * 257)})
+    assert run(source, tmp_path / "packed.zip").exit_code == 0
+    assert (load_images(tmp_path / "packed.zip", tmp_path / "cache").images[0, ..., 0] == grey).all()
+
+
 def test_grey_pictures_among_others_need_a_word(tmp_path: Path) -> None:
     files = {"a.png": png(PIXELS[0]), "b.png": png(PIXELS[0][..., 0])}
     source, packed = written(tmp_path / "source", files), tmp_path / "packed.zip"
