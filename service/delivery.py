@@ -26,6 +26,10 @@ Answer = TypeVar("Answer")
 
 log = get_logger()
 
+STORE_FAILED = "store-failed"
+STORE_PAUSE_SECONDS = 1.0
+"""Before what could not be stored is tried again."""
+
 
 @dataclass
 class Stored:
@@ -114,12 +118,10 @@ class Delivery:
 
     async def _deliver(self, stored: Sequence[Stored]) -> None:
         """End the jobs of shares that are written; give back those that failed."""
-        for each in stored:
-            if each.error:
-                await self._give_up(each.share, each.error)
         good = sorted((each for each in stored if not each.error), key=_batch_id)
         for _, same_batch in groupby(good, key=_batch_id):
             await self._deliver_batch(list(same_batch))
+        await asyncio.gather(*(self._give_up(each.share, each.error) for each in stored if each.error))
 
     async def _deliver_batch(self, stored: Sequence[Stored]) -> None:
         """Report shares of one batch; a job of which others held parts is put together first."""
@@ -178,7 +180,9 @@ class Delivery:
         return Report(jobs=jobs)
 
     async def _give_up(self, share: Share, error: JobError) -> None:
-        """Give back what cannot be done here; its job is tried again, or fails."""
+        """Give back what cannot be done here; its job is tried again, or fails. A store has a while to recover."""
+        if error.code == STORE_FAILED:
+            await asyncio.sleep(STORE_PAUSE_SECONDS)
         await self.give_back(share.batch, error, share.job_id)
         self._forget(share)
 
@@ -201,7 +205,7 @@ def sampling_failed(error: Exception) -> JobError:
 
 def _store_failed(error: Exception) -> JobError:
     reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-    return JobError(code="store-failed", detail=f"The result could not be stored: {reason}")
+    return JobError(code=STORE_FAILED, detail=f"The result could not be stored: {reason}")
 
 
 def count_job(job: Job, batch: Batch) -> None:

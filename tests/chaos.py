@@ -275,6 +275,8 @@ def run(jobs: int, kills: int, stalls: int, redis_kills: int, seed: int, say: Ca
             chaos = Chaos(service, asks(jobs, rng), rng)
             acts = [chaos.kill_worker] * kills + [chaos.stall_worker] * stalls + [chaos.kill_redis] * redis_kills
             rng.shuffle(acts)
+            if redis_kills:  # at last, when no worker's death mends what that leaves undone
+                acts.append(acts.pop(acts.index(chaos.kill_redis)))
             carry_out(chaos, acts)
             found = list(faults(chaos, Quiet(store)))
     for status, count in Counter(ask.status for ask in chaos.asks).items():

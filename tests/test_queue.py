@@ -580,13 +580,17 @@ async def _is_forgotten(queue: Queue, job_id: str) -> bool:
     return await queue.read(job_id) is None
 
 
-async def test_what_comes_before_a_job_is_what_is_under_way_and_due_earlier(queue: Queue) -> None:
-    await submit(queue, 10)
-    await claim(queue)
+async def test_what_comes_before_a_job_is_what_is_due_earlier_under_way_or_not(queue: Queue) -> None:
+    """Short jobs pass long ones, also those that have begun."""
+    long = await submit(queue, 10)
+    batch = await claim(queue)
     await submit(queue, 4, OTHER_LANE, 100)
     assert (await queue.ahead(100, 0, "", MODELS)).before == 10 * 35 + 4 * 100
     assert (await queue.ahead(35, 0, "", MODELS)).before == 10 * 35
-    assert (await queue.ahead(500, 9, "", MODELS)).before == 8 * 35
+    assert (await queue.ahead(5, 0, "", MODELS)).before == 0
+    assert (await queue.ahead(500, 9, "", MODELS)).before == 0
+    await queue.renew({batch.id: {long: 80}})
+    assert (await queue.ahead(35, 0, "", MODELS)).before == 10 * 35 - 80
 
 
 async def test_a_server_that_would_lose_jobs_is_not_fit(queue: Queue) -> None:
