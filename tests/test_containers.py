@@ -23,7 +23,7 @@ from click.testing import Result
 from fastapi.routing import APIRoute
 from typer.testing import CliRunner
 
-from service.api import health, router
+from service.api import ROUTERS
 from service.cli import app
 from service.embedded import server_command
 from service.settings import Settings
@@ -36,6 +36,7 @@ COMPOSE = yaml.safe_load(COMPOSE_FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = [name for name, service in SERVICES.items() if "build" in service]
 PROMETHEUS = yaml.safe_load((ROOT / "docker" / "prometheus.yml").read_text())
+ROUTES = [route for router in ROUTERS for route in router.routes]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -238,7 +239,7 @@ def test_build_context_is_what_the_install_needs() -> None:
     assert patterns[0] == "*"
     project = PROJECT["project"]
     needed = {"pyproject.toml", "constraints.txt", project["readme"], *project["license-files"]}
-    needed |= set(PROJECT["tool"]["setuptools"]["packages"])
+    needed |= {package.partition(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
     assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == needed
     assert all((ROOT / name).exists() for name in needed)
 
@@ -267,7 +268,7 @@ def test_api_port_and_health_path_are_those_of_the_code() -> None:
     settings = settings_of("api")
     url = urlsplit(health_url("api"))
     assert url.port == settings.port == Settings.model_fields["port"].default
-    assert url.path in {route.path for route in health.routes if isinstance(route, APIRoute)}
+    assert url.path in {route.path for route in ROUTES if isinstance(route, APIRoute)}
     assert settings.host == "0.0.0.0"
     assert said("api", "EXPOSE") == [str(settings.port)]
     assert SERVICES["api"]["ports"][0].endswith(f":{settings.port}")
@@ -284,7 +285,7 @@ def test_prometheus_scrapes_api_and_workers() -> None:
     expected = {"api": (settings_of("api").port, "/metrics")}
     expected |= {name: (port, "/metrics") for name in OURS if target_of(name) == "worker"}
     assert scraped() == expected
-    assert "/metrics" in {route.path for route in router.routes if isinstance(route, APIRoute)}
+    assert "/metrics" in {route.path for route in ROUTES if isinstance(route, APIRoute)}
     assert mounts_of("prometheus")["/etc/prometheus/prometheus.yml"] == ("./docker/prometheus.yml", "ro")
 
 

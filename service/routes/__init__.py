@@ -1,0 +1,38 @@
+"""The routes of the API, by what they are about, and what all of them use."""
+
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+
+from service.access import Caller
+from service.door import Door
+from service.openapi import problem_responses
+from service.problems import Forbidden, Unauthorized
+
+
+def _operation(route: APIRoute) -> str:
+    """The name of a route for programs that are generated: that of its function."""
+    return route.name
+
+
+def new_router(*, is_open: bool = False) -> APIRouter:
+    """A router whose operations are named as their functions; of open ones no key is asked."""
+    responses = None if is_open else problem_responses(Unauthorized)
+    return APIRouter(responses=responses, generate_unique_id_function=_operation)
+
+
+def door_of(request: Request) -> Door:
+    """What stands behind the routes; asked for plainly, which costs a tenth of a dependency."""
+    door: Door = request.app.state.door
+    return door
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def admit_admin(request: Request) -> None:
+    """Raise Forbidden unless an administrator asks."""
+    if not caller_of(request).is_admin:
+        raise Forbidden("this is for keys of administrators")

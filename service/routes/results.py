@@ -1,0 +1,171 @@
+"""What is fetched of a job that has ended."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from fastapi import Request, Response
+
+from service import results
+from service.door import Door
+from service.job import Job
+from service.logs import get_logger
+from service.openapi import problem_responses
+from service.picture import Damaged, film, path, png
+from service.problems import (
+    Gone,
+    Lost,
+    NoResult,
+    NotFinished,
+    NotFound,
+    QueueUnavailable,
+    StoreUnavailable,
+)
+from service.routes import caller_of, door_of, new_router
+from service.sample import TRAJECTORY
+
+log = get_logger()
+
+router = new_router()
+
+PNG = {"content": {"image/png": {}}, "description": "The picture."}
+NPZ = {"content": {"application/octet-stream": {}}, "description": "A file for `numpy.load`."}
+ZIP = {"content": {"application/zip": {}}, "description": "A ZIP of PNG files."}
+GIF = {"content": {"image/gif": {}}, "description": "The film."}
+
+NO_PICTURE = (NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable, StoreUnavailable)
+"""Why there may be no picture of a job."""
+
+STORE_RETRY_SECONDS = 5.0
+
+
+@router.get(
+    "/v1/jobs/{job_id}/grid.png",
+    tags=["results"],
+    summary="All images of a job as one picture",
+    response_class=Response,
+    responses={200: PNG, **problem_responses(*NO_PICTURE)},
+)
+async def grid(job_id: str, request: Request) -> Response:
+    """The grid as PNG; its text chunks hold what it takes to make it again."""
+    door = door_of(request)
+    job = await door.finished(job_id, caller_of(request))
+    return _known(request, job, "grid") or await grid_of(door, job)
+
+
+async def grid_of(door: Door, job: Job) -> Response:
+    """The grid of a job. Raises Gone or StoreUnavailable."""
+    return await _result(job, "grid", partial(door.store.read, job.id, "grid.png"))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/images/{k}.png",
+    tags=["results"],
+    summary="One image of a job",
+    response_class=Response,
+    responses={200: PNG, **problem_responses(*NO_PICTURE)},
+)
+async def image(job_id: str, k: str, request: Request) -> Response:
+    """Image k, counted from 0, as PNG, enlarged as the job's `scale` says."""
+    door = door_of(request)
+    job = await door.with_images(job_id, caller_of(request))
+    if k not in map(str, range(job.count)):
+        raise NotFound(f"job {job_id} has the images 0 to {job.count - 1}")
+    return _known(request, job, k) or await _result(job, k, partial(results.image, door.store, job, int(k)))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/images.npz",
+    tags=["results"],
+    summary="All images of a job for numpy",
+    response_class=Response,
+    responses={200: NPZ, **problem_responses(*NO_PICTURE)},
+)
+async def images_npz(job_id: str, request: Request) -> Response:
+    """Arrays `images` [n, H, W, C] of bytes, `index` [n] (their places in the job), `seeds` and, if any, `labels`."""
+    door = door_of(request)
+    job = await door.with_images(job_id, caller_of(request))
+    content = partial(results.npz, door.store, job)
+    return _known(request, job, "npz") or await _result(job, "npz", content, "application/octet-stream")
+
+
+@router.get(
+    "/v1/jobs/{job_id}/images.zip",
+    tags=["results"],
+    summary="All images of a job as files",
+    response_class=Response,
+    responses={200: ZIP, **problem_responses(*NO_PICTURE)},
+)
+async def images_zip(job_id: str, request: Request) -> Response:
+    """A PNG for every image, named by its place in the job, and the job itself as `job.json`."""
+    door = door_of(request)
+    job = await door.with_images(job_id, caller_of(request))
+    content = partial(results.archive, door.store, job)
+    return _known(request, job, "zip") or await _result(job, "zip", content, "application/zip")
+
+
+@router.get(
+    "/v1/jobs/{job_id}/trajectory.gif",
+    tags=["results"],
+    summary="How the images of a job came about, as a film",
+    response_class=Response,
+    responses={200: GIF, **problem_responses(*NO_PICTURE)},
+)
+async def trajectory_film(job_id: str, request: Request) -> Response:
+    """The grids of the denoised estimates of every step, then of the images; of jobs with `trajectory`."""
+    return await _trajectory(request, job_id, "gif")
+
+
+@router.get(
+    "/v1/jobs/{job_id}/trajectory.png",
+    tags=["results"],
+    summary="How the images of a job came about, side by side",
+    response_class=Response,
+    responses={200: PNG, **problem_responses(*NO_PICTURE)},
+)
+async def trajectory_picture(job_id: str, request: Request) -> Response:
+    """A row for every image: the denoised estimates of every step, then itself; of jobs with `trajectory`."""
+    return await _trajectory(request, job_id, "png")
+
+
+async def _trajectory(request: Request, job_id: str, form: Literal["gif", "png"]) -> Response:
+    door = door_of(request)
+    finished = await door.finished(job_id, caller_of(request))
+    if not finished.request.get("trajectory"):
+        raise NotFound(f'job {job_id} kept no trajectory; ask for one with "trajectory": true')
+
+    def draw() -> bytes:
+        images, estimates = (door.store.array(finished.id, name) for name in ("images.npy", TRAJECTORY))
+        columns, scale = finished.request["columns"], finished.request["scale"]
+        return film(images, estimates, columns, scale) if form == "gif" else png(path(images, estimates), scale)
+
+    return _known(request, finished, form) or await _result(finished, form, draw, f"image/{form}")
+
+
+def _known(request: Request, job: Job, name: str) -> Response | None:
+    """304 when the client has the picture."""
+    headers = _result_headers(job, name)
+    tags = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    return Response(status_code=304, headers=headers) if tags & {headers["ETag"], "*"} else None
+
+
+async def _result(job: Job, name: str, content: Callable[[], bytes], media_type: str = "image/png") -> Response:
+    """A picture of a job, or all of them; `content` reads or makes it in a thread. Raises Gone or StoreUnavailable."""
+    try:
+        picture = await asyncio.to_thread(content)
+    except (FileNotFoundError, Damaged) as error:
+        raise Gone(f"the result of job {job.id} is no longer in the store") from error
+    except OSError as error:
+        log.warning("result not read", job=job.id, reason=str(error))
+        detail = f"the result of job {job.id} cannot be read at present: the store does not answer as it should"
+        raise StoreUnavailable(detail, retry_after_seconds=STORE_RETRY_SECONDS) from error
+    return Response(picture, media_type=media_type, headers=_result_headers(job, name))
+
+
+def _result_headers(job: Job, name: str) -> dict[str, str]:
+    """Headers of a picture: a result never changes, and tells where its time went."""
+    latency = job.latency()
+    stages = [] if latency is None else ["queue", "batch_wait", "sampling", "encoding", "total"]
+    timing = ", ".join(f"{stage};dur={1000 * getattr(latency, f'{stage}_seconds'):.1f}" for stage in stages)
+    return {"ETag": f'"{job.id}-{name}"', "Cache-Control": "private, max-age=3600", "Server-Timing": timing}
