@@ -6,18 +6,26 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # HOST and PORT from the command line only: shells export HOST for their own ends.
 SERVE_OPTIONS := $(if $(filter command,$(firstword $(origin HOST))),--host $(HOST)) $(if $(filter command,$(firstword $(origin PORT))),--port $(PORT))
 
-.PHONY: serve test check format bench clean
+.PHONY: serve test check programs format bench clean
 
 serve: .venv/serve.done
 	@exec $(BIN)/pfgmpp serve $(SERVE_OPTIONS)
 
-test: check
+test: check programs
 	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 check: .venv/test.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Chromium and Prometheus, which the page and the metrics are tested with; PyPI has neither.
+programs:
+	@command -v chromium promtool >/dev/null && exit; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo 'Installing chromium and prometheus, which some tests drive.'; \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium prometheus >/dev/null; \
+	else echo 'chromium or prometheus is not installed: tests that need them are skipped (apt-get install chromium prometheus).'; fi
 
 format: .venv/test.done
 	$(BIN)/ruff format .
