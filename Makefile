@@ -21,7 +21,7 @@ check: .venv/test.done
 
 # Chromium and Prometheus, which the page and the metrics are tested with; PyPI has neither.
 programs:
-	@command -v chromium promtool >/dev/null && exit; \
+	@command -v chromium >/dev/null && command -v promtool >/dev/null && exit; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  echo 'Installing chromium and prometheus, which some tests drive.'; \
 	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium prometheus >/dev/null; \
