@@ -62,7 +62,7 @@ def _cost(engine: TimedEngine, network: Network) -> float:
         if len(sampled) == JOBS:
             done.set()
 
-    inflight = Inflight(engine, ShortestFirst(60.0), on_sampled, _fail, lambda: None)
+    inflight = Inflight(engine, ShortestFirst(60.0), on_sampled, _fail, lambda: None, lambda *_: None)
     inflight.enter(inflight.shares_of(_batch(engine, network), KINDS["sample"]))
     engine.seconds, started = 0.0, time.perf_counter()
     thread = threading.Thread(target=inflight.run)

@@ -53,6 +53,7 @@ class Walk:
         self._keep_every = keep_every
         self._asked = 0
         self._estimates: list[Tensor] = []
+        self._latest: tuple[float, Tensor] | None = None
         self._solver = solver
         self._name = name
         self.end: Tensor | None = None
@@ -86,6 +87,7 @@ class Walk:
         if self._keep_every and self._asked % self._keep_every == 0:
             self._estimates.append(to_pixels(denoised))
         self._asked += 1
+        self._latest = (self.query.sigma, denoised)
         try:
             self.query = self._solver.send(denoised)
         except StopIteration as end:
@@ -102,9 +104,25 @@ class Walk:
             raise FloatingPointError(f"{self._name} gave values that are not finite")
         return to_uint8(self.end)
 
+    def preview(self) -> "Preview | None":
+        """The estimate that the walk was given last; None before the first."""
+        return Preview(self._latest[0], to_pixels(self._latest[1])) if self._latest else None
+
     def trajectory(self) -> UInt8Array | None:
         """The denoised estimates of every step, uint8 [n, steps, H, W, C]; None if they were not kept."""
         return torch.stack(self._estimates, dim=1).cpu().numpy() if self._estimates else None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What images were taken for at a noise level, sigma: pixels uint8 [n, H, W, C], still on the device."""
+
+    sigma: float
+    pixels: Tensor
+
+    def images(self) -> UInt8Array:
+        """The pixels, for any thread."""
+        return on_host(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -253,7 +271,12 @@ def _one_hots(
 
 def to_uint8(x: Tensor) -> UInt8Array:
     """Pixels [B, C, H, W] in [-1, 1] as uint8 [B, H, W, C]; what lies outside is clipped."""
-    return to_pixels(x).contiguous().cpu().numpy()
+    return on_host(to_pixels(x))
+
+
+def on_host(pixels: Tensor) -> UInt8Array:
+    """Pixels of any device as an array."""
+    return pixels.contiguous().cpu().numpy()
 
 
 def to_pixels(x: Tensor) -> Tensor:

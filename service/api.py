@@ -14,13 +14,13 @@ from service.job import Message
 from service.openapi import complete
 from service.problems import ProblemDocument
 from service.redis_client import cancel as cancel_tasks
-from service.routes import health, jobs, models, new_router, results
+from service.routes import events, health, jobs, models, new_router, results, status
 from service.sample import SampleRequest
 from service.settings import Settings
 from service.store import open_store
 from service.wire import install
 
-ROUTERS = (health.open_router, jobs.router, results.router, models.router, health.router)
+ROUTERS = (health.open_router, jobs.router, events.router, results.router, models.router, status.router, health.router)
 
 webhooks = new_router(is_open=True)
 

@@ -1,6 +1,6 @@
 """What can be sampled: the models that live workers announce."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,6 +52,15 @@ class OfferedModel(ModelFacts):
     )
 
 
+class Pace(BaseModel):
+    """How fast a worker computes images of a model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    evaluations_per_second: float = Field(gt=0, description="Images x network evaluations in its widest calls.")
+    evaluation_seconds: float = Field(description="Of a network call for one image.")
+
+
 class WorkerState(BaseModel):
     """What a worker says of itself with every heartbeat."""
 
@@ -64,7 +73,7 @@ class WorkerState(BaseModel):
     evaluations_per_second: float = Field(
         0.0, description="Images x network evaluations in its widest calls, lately; 0 if not known yet."
     )
-    evaluation_seconds: float = Field(0.0, description="Of a network call for one image, lately.")
+    paces: dict[str, Pace] = Field({}, description="Lately, or as first measured, by model.")
     models: tuple[ModelFacts, ...] = Field(description="What it can serve.")
     loaded: tuple[str, ...] | None = Field(None, description="Those of them in its memory; all if it does not say.")
 
@@ -116,13 +125,27 @@ class Catalogue:
         """What all workers together do per second when they have much to do; 0 if not known yet."""
         return sum(worker.evaluations_per_second for worker in self.workers)
 
-    def seconds_to_run(self, count: int, evaluations: int) -> float | None:
+    def paces(self, model: str) -> list[Pace]:
+        """How fast the workers compute that have said so."""
+        return [worker.paces[model] for worker in self.workers if model in worker.paces and worker.state != "lost"]
+
+    def seconds_to_run(self, model: str, count: int, evaluations: float) -> float | None:
         """What `count` images of so many evaluations take on a worker with nothing else to do; None if not known."""
-        known = [worker for worker in self.workers if worker.evaluations_per_second]
         times = (
-            evaluations * max(worker.evaluation_seconds, count / worker.evaluations_per_second) for worker in known
+            evaluations * max(pace.evaluation_seconds, count / pace.evaluations_per_second)
+            for pace in self.paces(model)
         )
         return max(times, default=None)
+
+    def seconds_for(self, evaluations: Mapping[str, int]) -> float | None:
+        """What all workers together take for evaluations by model; None if that is not known of one of them."""
+        seconds = 0.0
+        for model, number in evaluations.items():
+            rate = sum(pace.evaluations_per_second for pace in self.paces(model))
+            if number and not rate:
+                return None
+            seconds += number / rate if number else 0.0
+        return seconds
 
     def find(self, dataset: str, D: float | str) -> OfferedModel | None:
         """The model of a dataset and D, if a live worker holds it."""

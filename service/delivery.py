@@ -15,8 +15,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from service import metrics
 from service.catalogue import ModelGone
-from service.inflight import Share
-from service.job import Job, JobError
+from service.inflight import Estimates, Share
+from service.job import Job, JobError, Shown
 from service.logs import get_logger
 from service.messages import Batch, Completion, JobReport, Report
 from service.queue import Queue
@@ -68,6 +68,21 @@ class Delivery:
         log.error("evaluation failed", jobs=len(shares), exc_info=error)
         stored = [Stored(share, error=sampling_failed(error)) for share in shares]
         self._loop.call_soon_threadsafe(self._spawn, stored)
+
+    def show(self, share: Share, evaluation: int, estimates: Estimates) -> None:
+        """Let it be seen how far a share is, after so many of its evaluations; for any thread."""
+        self._storing.submit(self._show, share, evaluation, estimates)
+
+    def _show(self, share: Share, evaluation: int, estimates: Estimates) -> None:
+        """In the storing thread: write what is to be seen of a share, which the queue is told with its progress."""
+        try:
+            for part, own in estimates.items():
+                share.kind.show(self.store, part, own)
+                share.shown[part.start] = Shown(evaluation, own[0].sigma)
+        except Exception as error:  # noqa: BLE001
+            log.warning("preview not stored", job=share.job_id, reason=str(error))
+        finally:
+            share.is_being_shown = False
 
     async def in_thread(self, act: Callable[..., Answer], *arguments: object) -> Answer:
         """Let the storing thread do something."""

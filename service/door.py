@@ -16,10 +16,11 @@ from service.access import Caller
 from service.addresses import is_callable
 from service.catalogue import Catalogue, OfferedModel
 from service.events import Events, Patience
-from service.job import Job, Webhook
+from service.forecast import Forecast
+from service.job import Eta, Job, Webhook
 from service.kinds import KINDS
 from service.logs import get_logger
-from service.messages import Ahead, KeyReused, LimitReached, Limits, Order, Submission, UnfitServer
+from service.messages import Ahead, Census, KeyReused, LimitReached, Limits, Order, Submission, UnfitServer
 from service.problems import (
     Draining,
     FieldError,
@@ -67,6 +68,7 @@ class Estimate(BaseModel):
     images: int
     evaluations: int = Field(description="Network evaluations, of all images together.")
     wait_seconds: float | None = Field(description="Until it would begin; null while nothing is known of the workers.")
+    eta_seconds: Eta | None = Field(description="From submission to end; null while nothing is known of the workers.")
     run_seconds: float | None = Field(description="On one worker that has nothing else to do.")
     refusal: ProblemDocument | None = Field(description="As what it would be refused now; null if it would not.")
 
@@ -77,7 +79,8 @@ class Door:
     def __init__(self, settings: Settings, store: ResultStore):
         self.settings = settings
         self.queue = Queue.open(settings)
-        self.events = Events(self.queue)
+        self.forecast = Forecast()
+        self.events = Events(self.queue, self.forecast.ended)
         self.store = store
         self._catalogue = Catalogue([])
         self._catalogue_read = -CATALOGUE_SECONDS
@@ -249,17 +252,35 @@ class Door:
     async def estimate(self, body: bytes, caller: Caller) -> Estimate:
         """What a body of `POST /v1/samples` would take. Raises InvalidRequest, UnknownModel or NoWorker."""
         request, catalogue = await self._resolved(body), await self.catalogue()
-        job, rate = self._submission(request, caller, body, ""), catalogue.evaluations_per_second
+        job = self._submission(request, caller, body, "")
         ahead = await self.queue.ahead(job.evaluations, job.priority, job.owner, list(catalogue.models))
-        run_seconds = catalogue.seconds_to_run(job.count, job.evaluations)
+        wait_seconds = catalogue.seconds_for(ahead.before)
+        run_seconds = catalogue.seconds_to_run(request.model, job.count, job.evaluations)
+        is_known = wait_seconds is not None and run_seconds is not None
         refusal = await self._refusal(job, ahead)
         return Estimate(
             images=job.count,
             evaluations=job.count * job.evaluations,
-            wait_seconds=round(ahead.before / rate, 3) if rate else None,
+            wait_seconds=None if wait_seconds is None else round(wait_seconds, 3),
             run_seconds=None if run_seconds is None else round(run_seconds, 3),
+            eta_seconds=self.forecast.eta((wait_seconds or 0) + (run_seconds or 0)) if is_known else None,
             refusal=refusal.document("/v1/samples") if refusal else None,
         )
+
+    async def eta(self, job: Job) -> Eta | None:
+        """When a job that has not ended should have; None for others, and while nothing is known."""
+        if job.is_finished:
+            return None
+        catalogue, model, progress = await self.catalogue(), job.request["model"], job.progress()
+        try:
+            left = catalogue.seconds_for(await self.queue.left(job.id, list(catalogue.models)))
+        except RedisError:  # the job is there all the same
+            return None
+        each = (progress.evaluations_total - progress.evaluations_done) / job.count
+        alone = catalogue.seconds_to_run(model, 1, each)
+        if left is None or alone is None:
+            return None
+        return self.forecast.promise(job.id, job.status, model, max(left, alone))
 
     async def _refusal(self, job: Submission, ahead: Ahead) -> Problem | None:
         """As what a job would be refused now, but for the pace of its caller; None if it would not."""
@@ -317,11 +338,16 @@ class Door:
             raise NotReady("no live worker holds a model yet", retry_after_seconds=NO_WORKER_RETRY_SECONDS)
         return catalogue
 
-    async def exposition(self) -> bytes:
-        """The metrics, with the queue's gauges as they are now."""
+    async def census(self) -> tuple[Catalogue, Census]:
+        """What workers and queue are at now."""
         catalogue = await self.catalogue(is_fresh=True)
         names = sorted(catalogue.models.keys() | {model.name for model in catalogue.remembered})
-        return metrics.exposition(await self.queue.census(names), catalogue)
+        return catalogue, await self.queue.census(names)
+
+    async def exposition(self) -> bytes:
+        """The metrics, with the queue's gauges as they are now."""
+        catalogue, census = await self.census()
+        return metrics.exposition(census, catalogue)
 
     async def _first_contact(self) -> str:
         """The epoch of Redis; says loudly in what it is not fit for jobs, which workers refuse."""

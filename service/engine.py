@@ -28,7 +28,7 @@ from models.shapes import Network, Shapes, steady_shapes, timed_shapes, warm_up
 from models.solvers import SOLVERS
 from models.store import Entry, ModelStore
 from models.window import windowed
-from service.catalogue import ModelFacts, ModelGone
+from service.catalogue import ModelFacts, ModelGone, Pace
 from service.logs import get_logger
 from service.policy import Flight
 from service.sample import Precision, Walk
@@ -85,6 +85,8 @@ class Engine:
         self._walks = OrderedDict[str, WeakSet[generate.Walk]]()
         """Those under way, by checkpoint; of the checkpoints that are loaded, the one used last is the last."""
         self._widths: dict[str, int] = {}
+        self.first_paces: dict[str, Pace] = {}
+        """How fast the models are that have been loaded, as measured when their networks were first run."""
         self._launched: torch.cuda.Event | None = None
         self.store.scan()
         self.offer()
@@ -190,6 +192,7 @@ class Engine:
             raise ModelGone(f"the checkpoint of {name} cannot be loaded") from error
         self._walks[entry.sha256] = WeakSet()
         self._widths[name] = max(shapes.width, self._widths.get(name, 0))
+        self.first_paces[name] = _pace(shapes)
         log.info("checkpoint loaded", model=name, batch_sizes=list(shapes.sizes), file=entry.path.name)
         return Generator(model, shapes)
 
@@ -281,11 +284,10 @@ class Engine:
         """How many images the network sees when it is asked for so many: those and what fills the batch up."""
         return sum(self._generators[self._key(flight)].shapes.cut(images))
 
-    def pace(self, flight: Flight, images: int, seconds: float) -> tuple[float, float]:
-        """From what one network call has taken: images a second in the widest call, and the seconds of one image."""
+    def pace(self, flight: Flight, images: int, seconds: float) -> Pace:
+        """From what one network call has taken: how fast the device is."""
         shapes = self._generators[self._key(flight)].shapes
-        slower = seconds / shapes.seconds_of(images)
-        return shapes.width / (slower * shapes.seconds_of(shapes.width)), slower * shapes.seconds_of(1)
+        return _pace(shapes, seconds / shapes.seconds_of(images))
 
     def walk(
         self, flights: Sequence[Flight], seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
@@ -450,6 +452,14 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(M_ARENA_MAX, 1)
+
+
+def _pace(shapes: Shapes, slower: float = 1.0) -> Pace:
+    """How fast a network is that takes so many times what was measured."""
+    return Pace(
+        evaluations_per_second=shapes.width / (slower * shapes.seconds_of(shapes.width)),
+        evaluation_seconds=slower * shapes.seconds_of(1),
+    )
 
 
 def _is_of_memory(error: Exception) -> bool:

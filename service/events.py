@@ -1,9 +1,10 @@
 """Changes of jobs as they happen: the queue's messages wake everyone who waits for one."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
+from typing import Literal
 
 from service.job import Job
 from service.queue import Queue
@@ -12,17 +13,34 @@ REREAD_SECONDS = 2.0
 """Who waits for a job reads it at least this often, in case a message was lost."""
 
 
-class Patience:
-    """How long a client waits for a job, and for what: its next change of status, or its end."""
+PROGRESS_SECONDS = 0.1
+WAITERS_PER_SECOND = 500
+"""Who follows the progress of a job reads it after so long at the soonest, and a second later for so many who wait."""
 
-    def __init__(self, seconds: float = 0, is_for_end: bool = False):
-        self.is_for_end = is_for_end
+Wish = Literal["news", "change", "end"]
+"""What a client waits for: anything new of a job, its next change of status, or its end."""
+
+IN_BETWEEN = {"news": (), "change": ("progress",), "end": ("queued", "running", "progress")}
+"""Messages by which a wish cannot have come true."""
+
+
+class Patience:
+    """How long a client waits for a job, and for what."""
+
+    def __init__(self, seconds: float = 0, wish: Wish = "change"):
+        self.wish = wish
         self._deadline = asyncio.get_running_loop().time() + seconds
         self._woken = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
         """Have the job looked at again."""
         self._woken.set()
+
+    def wake_within(self, seconds: float) -> None:
+        """Have it looked at again so much later, or sooner if that was said before."""
+        if not (self._timer and self._timer.when() > asyncio.get_running_loop().time()):
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.wake)
 
     def end(self) -> None:
         """Wait no longer."""
@@ -42,22 +60,30 @@ class Patience:
 
     def is_answered(self, first: Job, now: Job) -> bool:
         """Whether a job that was `first` and is `now` what was waited for."""
-        return now.is_finished or (now.status != first.status and not self.is_for_end)
+        return now.is_finished or (now.status != first.status and self.wish != "end")
 
 
 class Events:
-    """Who waits for which job; `follow` is what a long poll and a waiting submission do."""
+    """Who waits for which job: `follow` is what a long poll and a waiting submission do, `watch` what a stream does.
 
-    def __init__(self, queue: Queue):
+    `on_end` is called with every job that ends, whoever waits for it, and its status then.
+    """
+
+    def __init__(self, queue: Queue, on_end: Callable[[str, str], None] = lambda job_id, status: None):
         self.queue = queue
+        self._on_end = on_end
         self._waiting: dict[str, set[Patience]] = {}
         queue.redis.link.subscribe(f"{queue.prefix}events", self._wake)
 
     def _wake(self, message: str) -> None:
         job_id, _, what = message.partition(" ")
         for patience in self._waiting.get(job_id, ()):
-            if what not in (("queued", "running", "progress") if patience.is_for_end else ("progress",)):
+            if what == "progress" and patience.wish == "news":
+                patience.wake_within(PROGRESS_SECONDS + self.waiters / WAITERS_PER_SECOND)
+            elif what not in IN_BETWEEN[patience.wish]:
                 patience.wake()
+        if what not in IN_BETWEEN["end"]:
+            self._on_end(job_id, what)
 
     @property
     def waiters(self) -> int:
@@ -78,6 +104,14 @@ class Events:
             self._waiting[job_id].discard(patience)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
+
+    async def watch(self, job_id: str, patience: Patience) -> AsyncGenerator[Job]:
+        """The job whenever there may be news of it, until the patience is over or the job is gone."""
+        with self._registered(job_id, patience):
+            while job := await self.queue.read(job_id):
+                yield job
+                if not await patience.wait():
+                    return
 
     async def follow(self, job_id: str, first: Awaitable[Job | None], patience: Patience) -> Job | None:
         """The job as `first` has it, or as it is when the patience is answered or over; None when there is none.

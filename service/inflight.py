@@ -3,16 +3,17 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from service import metrics
+from service.catalogue import Pace
 from service.engine import Engine
-from service.job import Part
+from service.job import Part, Shown
 from service.kinds import Kind, Request
 from service.messages import Batch
 from service.policy import Appetite, Flight, Hands, Policy
-from service.sample import Walk
+from service.sample import Estimate, Walk
 
 
 @dataclass(eq=False)
@@ -26,6 +27,8 @@ class Share:
     cohorts: "list[Cohort]" = field(default_factory=list)
     started: float = 0.0
     sampled: float = 0.0
+    evaluations: int = 0
+    """Network evaluations of each image."""
     evaluations_done: int = 0
     """Network evaluations, one per image."""
     widest: int = 0
@@ -35,6 +38,12 @@ class Share:
     checkpoint: str = ""
     """The SHA-256 of its weights."""
     is_dropped: bool = False
+    previews: int = 0
+    """How often its images are to be shown on their way."""
+    previews_made: int = 0
+    is_being_shown: bool = False
+    shown: dict[int, Shown] = field(default_factory=dict)
+    """What is to be seen of its parts, by the place of their first image."""
 
     @property
     def images(self) -> int:
@@ -74,6 +83,10 @@ class Cohort:
             self.flight = self.flights[-self.remaining % len(self.flights)]
 
 
+Estimates = Mapping[Part, Sequence[Estimate]]
+"""What the images of parts are taken for, a cohort's after the other's."""
+
+
 class Inflight:
     """Cohorts under way on one device. `run` is the life of the thread that computes; all else is for any thread.
 
@@ -88,14 +101,16 @@ class Inflight:
         on_sampled: Callable[[list[Share]], None],
         on_failure: Callable[[list[Share], Exception], None],
         on_turn: Callable[[], None],
+        on_preview: Callable[[Share, int, Estimates], None],
     ):
         self.engine = engine
         self.policy = policy
         self.images_per_second = 0.0
         """Images x evaluations per second of the widest network calls, lately."""
-        self.seconds_alone = 0.0
-        """What a network call for one image takes, lately."""
+        self.paces: dict[str, Pace] = {}
+        """The same by model, and what a network call for one image takes."""
         self._on_sampled, self._on_failure, self._on_turn = on_sampled, on_failure, on_turn
+        self._on_preview = on_preview
         self._cohorts: list[Cohort] = []
         self._errands: list[Callable[[], None]] = []
         self._changed = threading.Condition()
@@ -108,12 +123,14 @@ class Inflight:
 
     def shares_of(self, batch: Batch, kind: Kind[Request, object]) -> list[Share]:
         """A claimed batch, cut into cohorts. Raises ValueError when a request in it cannot be read."""
-        shares = {job_id: Share(batch, job_id, kind, kind.parse(request)) for job_id, request in batch.requests.items()}
+        shares = {
+            job_id: _share(batch, job_id, kind, kind.parse(request)) for job_id, request in batch.requests.items()
+        }
         for part in batch.parts:
             share = shares[part.job_id]
-            flights, evaluations = kind.flights(share.request), kind.evaluations(share.request)
+            flights, submitted = kind.flights(share.request), batch.submitted[part.job_id]
             share.cohorts += [
-                Cohort(share, part, part.start + start, length, flights, evaluations, batch.submitted[part.job_id])
+                Cohort(share, part, part.start + start, length, flights, share.evaluations, submitted)
                 for start, length in self.policy.spans(part.length, self.engine.width(flights[0]))
             ]
         return list(shares.values())
@@ -196,6 +213,9 @@ class Inflight:
         finally:
             self._called = 0.0
         self._land(chosen)
+        for share in shares:
+            if share.previews and not share.is_being_shown and not share.is_dropped:
+                self._show(share)
         self._is_stirred = self._is_stirred or any(cohort.remaining <= 1 for cohort in chosen)
         if self._is_watched and self._is_stirred:
             self._tell()
@@ -230,10 +250,27 @@ class Inflight:
             cohort.land()
             cohort.share.evaluations_done += cohort.images
         self._call_seconds = _lately(self._call_seconds, seconds)
-        images_per_second, seconds_alone = self.engine.pace(flight, images, max(seconds, 1e-6))
-        self.images_per_second = _lately(self.images_per_second, images_per_second)
-        self.seconds_alone = _lately(self.seconds_alone, seconds_alone)
+        self._keep_pace(flight.model, self.engine.pace(flight, images, max(seconds, 1e-6)))
         metrics.observe_evaluation(flight.model, seconds, self.engine.evaluated(flight, images) - images)
+
+    def _keep_pace(self, model: str, measured: Pace) -> None:
+        known = self.paces.get(model, measured)
+        self.paces[model] = Pace(
+            evaluations_per_second=_lately(known.evaluations_per_second, measured.evaluations_per_second),
+            evaluation_seconds=_lately(known.evaluation_seconds, measured.evaluation_seconds),
+        )
+        self.images_per_second = _lately(self.images_per_second, measured.evaluations_per_second)
+
+    def _show(self, share: Share) -> None:
+        """Pass on how far the images of a share are, evenly often on the way of those that are last."""
+        done = share.evaluations - max(cohort.remaining for cohort in share.cohorts)
+        due = done * share.previews // share.evaluations
+        if due == share.previews_made or done == share.evaluations:
+            return
+        estimates = {part: [e for walk in share.walks(part) if (e := walk.preview())] for part in share.parts}
+        if sum(map(len, estimates.values())) == len(share.cohorts):  # guided, it has none before its second evaluation
+            share.previews_made, share.is_being_shown = due, True
+            self._on_preview(share, done, estimates)
 
     def _land(self, chosen: Sequence[Cohort]) -> None:
         """Take the cohorts at their end out of hand, and pass on the shares that are whole."""
@@ -258,6 +295,11 @@ class Inflight:
 def _lately(known: float, measured: float) -> float:
     """A running mean over some twenty measurements."""
     return known + 0.05 * (measured - known) if known else measured
+
+
+def _share(batch: Batch, job_id: str, kind: Kind[Request, object], request: Request) -> Share:
+    """A share without its cohorts."""
+    return Share(batch, job_id, kind, request, evaluations=kind.evaluations(request), previews=kind.previews(request))
 
 
 def _begun(cohort: Cohort, engine: Engine) -> Walk:

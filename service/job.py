@@ -41,6 +41,20 @@ class Latency(BaseModel):
     images_per_second: float = Field(description="Its images, by total_seconds.")
 
 
+class Shown(NamedTuple):
+    """What is to be seen of a part of a job: at which of its evaluations it was taken, and at which noise level."""
+
+    evaluation: int
+    sigma: float
+
+
+class Eta(BaseModel):
+    """How many seconds it will take: half of all such predictions are kept within `p50`, nine in ten within `p90`."""
+
+    p50: float
+    p90: float
+
+
 class JobError(BaseModel):
     """Why a job failed."""
 
@@ -118,6 +132,7 @@ class JobView(BaseModel):
     finished_at: datetime | None
     attempts: int
     queue_position: int | None = Field(description="Jobs ahead for the same model; null once it runs.")
+    eta_seconds: Eta | None = Field(description="Until its end; null in a list, and while nothing is known.")
     waits_for: str | None = Field(description="What a queued job lacks beside its turn: a worker with its model.")
     progress: Progress
     latency: Latency | None
@@ -235,6 +250,12 @@ class Job:
         calls = {name[8:]: json.loads(call) for name, call in self.fields.items() if name.startswith("webhook:")}
         return WebhookView.model_validate_json(json.dumps(json.loads(text) | {"calls": calls}))
 
+    @property
+    def previews(self) -> dict[int, Shown]:
+        """What is to be seen of it, by the place of the first image of each part."""
+        texts = {int(name[8:]): text.split(":") for name, text in self.fields.items() if name.startswith("preview:")}
+        return {start: Shown(int(evaluation), float(sigma)) for start, (evaluation, sigma) in texts.items()}
+
     def progress(self) -> Progress:
         """Finished images, and what the batches under way have noted."""
         under_way = sum(int(value) for name, value in self.fields.items() if name.startswith("progress:"))
@@ -264,10 +285,10 @@ class Job:
             images_per_second=round(self.done / max(total, 0.001), 3),
         )
 
-    def view(self, waits_for: str | None = None) -> JobView:
-        """The job as a client sees it, with what it lacks beside its turn."""
+    def view(self, waits_for: str | None = None, eta: Eta | None = None) -> JobView:
+        """The job as a client sees it, with what it lacks beside its turn, and when it should have ended."""
         here = f"/v1/jobs/{self.id}"
-        links = {"self": here, "cancel": f"{here}/cancel"}
+        links = {"self": here, "events": f"{here}/events", "cancel": f"{here}/cancel"}
         if self.has_images:
             links |= {"images": f"{here}/images/{{k}}.png", "npz": f"{here}/images.npz", "zip": f"{here}/images.zip"}
         if self.status == "succeeded":
@@ -285,6 +306,7 @@ class Job:
             finished_at=None if self.finished_ms is None else moment(self.finished_ms),
             attempts=self.attempts,
             queue_position=self.place if self.status == "queued" else None,
+            eta_seconds=eta,
             waits_for=waits_for,
             progress=self.progress(),
             latency=self.latency(),

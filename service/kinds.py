@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from service.job import Part
+from service.picture import Pixels
 from service.policy import Flight
-from service.sample import SampleKind, Sampler, Walk
+from service.sample import Estimate, SampleKind, Sampler, Walk
 from service.store import ResultStore
 
 
@@ -45,6 +46,15 @@ class Kind(Protocol[R, Output]):
 
     def labels(self, output: Output) -> list[int]:
         """The classes of the images of a part; empty for a model without."""
+
+    def previews(self, request: R) -> int:
+        """How often it is to be shown how far the images are."""
+
+    def show(self, store: ResultStore, part: Part, estimates: Sequence[Estimate]) -> None:
+        """Let it be seen what the images of a part are taken for."""
+
+    def shown(self, store: ResultStore, job_id: str, start: int) -> Pixels:
+        """What is to be seen of the part that begins there. Raises OSError."""
 
     def keep(self, store: ResultStore, part: Part, output: Output) -> None:
         """Put aside what was computed of a job until the rest is done."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from service.job import Event, Job, Part, Webhook
 
@@ -159,14 +159,14 @@ class LimitReached(Exception):
 class Ahead(NamedTuple):
     """What a job would come upon if it was submitted now; evaluations are those of the network, not done yet."""
 
-    before: int
-    """Evaluations that would come before its own."""
     accepted: int
     """Evaluations of all callers."""
     owned: int
     """Those of its caller."""
     jobs: int
     """The caller's jobs that have not ended."""
+    before: Mapping[str, int]
+    """Evaluations that would come before its own, by model."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,17 @@ class LaneCensus:
         return self.lane.split("|")[0]
 
 
+class ModelQueue(BaseModel):
+    """What waits and runs of one model."""
+
+    model: str
+    queued_jobs: int = Field(description="With images that wait.")
+    queued_images: int
+    queued_evaluations: int = Field(description="Network evaluations that wait.")
+    oldest_age_seconds: float = Field(description="Of those jobs; 0 if there are none.")
+    running_jobs: int = Field(description="Begun and not ended.")
+
+
 @dataclass(frozen=True)
 class Census:
     """What waits and runs in the whole queue."""
@@ -191,3 +202,19 @@ class Census:
     evaluations: int = 0
     lanes: tuple[LaneCensus, ...] = ()
     running: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[ModelQueue]:
+        """The same by model."""
+        return [self._of(model, running) for model, running in self.running.items()]
+
+    def _of(self, model: str, running: int) -> ModelQueue:
+        lanes = [lane for lane in self.lanes if lane.model == model]
+        return ModelQueue(
+            model=model,
+            queued_jobs=sum(lane.jobs for lane in lanes),
+            queued_images=sum(lane.images for lane in lanes),
+            queued_evaluations=sum(lane.evaluations for lane in lanes),
+            oldest_age_seconds=max((lane.oldest_age_seconds for lane in lanes), default=0.0),
+            running_jobs=running,
+        )

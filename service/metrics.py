@@ -49,6 +49,12 @@ network_evaluation_seconds = Histogram(
     registry=REGISTRY,
 )
 webhooks = Counter("pfgmpp_webhooks", "Calls of webhooks.", ["outcome"], registry=REGISTRY)
+eta = Counter(
+    "pfgmpp_eta",
+    "Predictions of when a job ends, by where the truth fell: half belong below p50, a tenth above p90.",
+    ["model", "range"],
+    registry=REGISTRY,
+)
 http_request_duration = Histogram(
     "pfgmpp_http_request_duration_seconds",
     "HTTP requests, long polls included.",
@@ -115,13 +121,12 @@ class _QueueCollector(Collector):
         evaluations = GaugeMetricFamily("pfgmpp_queue_evaluations", "Network evaluations that wait.", labels=["model"])
         oldest = GaugeMetricFamily("pfgmpp_queue_oldest_age_seconds", "Age of the oldest of them.", labels=["model"])
         running = GaugeMetricFamily("pfgmpp_jobs_running", "Jobs begun and not ended.", labels=["model"])
-        for model, count in self.census.running.items():
-            lanes = [lane for lane in self.census.lanes if lane.model == model]
-            jobs.add_metric([model], sum(lane.jobs for lane in lanes))
-            images.add_metric([model], sum(lane.images for lane in lanes))
-            evaluations.add_metric([model], sum(lane.evaluations for lane in lanes))
-            oldest.add_metric([model], max((lane.oldest_age_seconds for lane in lanes), default=0))
-            running.add_metric([model], count)
+        for each in self.census.models:
+            jobs.add_metric([each.model], each.queued_jobs)
+            images.add_metric([each.model], each.queued_images)
+            evaluations.add_metric([each.model], each.queued_evaluations)
+            oldest.add_metric([each.model], each.oldest_age_seconds)
+            running.add_metric([each.model], each.running_jobs)
         workers = GaugeMetricFamily("pfgmpp_workers", "Live workers.", labels=["state"])
         for state in ("idle", "busy", "draining", "lost"):
             workers.add_metric([state], sum(worker.state == state for worker in self.catalogue.workers))

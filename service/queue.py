@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from service.catalogue import Catalogue, ModelFacts, WorkerState
-from service.job import Call, Job, JobError, Part, Webhook
+from service.job import Call, Job, JobError, Part, Shown, Webhook
 from service.messages import (
     Ahead,
     Batch,
@@ -167,7 +167,15 @@ class Queue:
     async def ahead(self, evaluations: int, priority: int, owner: str, models: Sequence[str]) -> Ahead:
         """What a caller's job, of so many evaluations for each image, would come upon."""
         patience_us = int(self.settings.patience_seconds * 1e6)
-        return Ahead(*map(int, await self._run("ahead", evaluations, patience_us, priority, owner, *models)))
+        accepted, owned, jobs, *before = await self._run(
+            "ahead", "", evaluations, patience_us, priority, owner, *models
+        )
+        return Ahead(accepted, owned, jobs, dict(_rows(before, 2)))
+
+    async def left(self, job_id: str, models: Sequence[str]) -> dict[str, int]:
+        """Evaluations that come before the end of a job, its own among them, by model."""
+        _, _, _, *before = await self._run("ahead", job_id, 0, 0, 0, "", *models)
+        return dict(_rows(before, 2))
 
     async def read(self, job_id: str) -> Job | None:
         """The job, or None when there is none, or no longer."""
@@ -202,9 +210,18 @@ class Queue:
         claimed = tuple(part for part in _parts(text) if part.job_id in requests)
         return Batch(batch_id, lane, claimed, requests, submitted, bool(is_alone), bool(leaves_more))
 
-    async def renew(self, done: Mapping[str, Mapping[str, int]]) -> Renewal:
-        """Prolong the leases of batches and note the evaluations done of their jobs: {batch: {job: evaluations}}."""
-        lost, closed = await self._run("renew", self._lease_ms, json.dumps(done))
+    async def renew(
+        self, done: Mapping[str, Mapping[str, int]], shown: Mapping[str, Mapping[int, Shown]] | None = None
+    ) -> Renewal:
+        """Prolong the leases of batches and note how far their jobs are.
+
+        That is {batch: {job: evaluations done}}, and {job: {place of the first image of a part: what is to be seen}}.
+        """
+        seen = {
+            job_id: {start: f"{each.evaluation}:{each.sigma!r}" for start, each in parts.items()}
+            for job_id, parts in (shown or {}).items()
+        }
+        lost, closed = await self._run("renew", self._lease_ms, json.dumps(done), json.dumps(seen))
         return Renewal(tuple(lost), tuple(closed))
 
     async def complete(self, batch: Batch, report: Report) -> Completion:

@@ -10,9 +10,15 @@ import numpy as np
 
 from service.job import Job
 from service.kinds import KINDS
-from service.picture import Pixels, png
+from service.picture import Pixels, grid, grid_shape, png
 from service.problems import NoResult, NotFinished
 from service.store import ResultStore
+
+PREVIEW_PIXELS = 512
+"""Of a preview: its width and height are at most about so many."""
+
+UNKNOWN = 128
+"""The grey of images of which nothing is known."""
 
 
 def with_result(job: Job) -> Job:
@@ -40,6 +46,18 @@ def pieces(store: ResultStore, job: Job) -> list[tuple[int, Pixels]]:
     if not kept:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     return sorted(((part.start, output.images) for part, output in kept.items()), key=lambda piece: piece[0])
+
+
+def preview(store: ResultStore, job: Job) -> bytes:
+    """The grid as PNG, of what the images are taken for by now; grey where nothing is known. Raises OSError."""
+    kind, furthest_last = KINDS[job.kind], sorted(job.previews, key=lambda start: job.previews[start].evaluation)
+    parts = {start: kind.shown(store, job.id, start) for start in furthest_last}
+    images = np.full((job.count, *next(iter(parts.values())).shape[1:]), UNKNOWN, dtype=np.uint8)
+    for start, part in parts.items():
+        images[start : start + len(part)] = part
+    columns = job.request["columns"]
+    skip = -(-max(grid_shape(job.count, columns, (images.shape[1], images.shape[2]))) // PREVIEW_PIXELS)
+    return png(grid(images[:, ::skip, ::skip], columns))
 
 
 def image(store: ResultStore, job: Job, k: int) -> bytes:

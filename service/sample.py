@@ -86,6 +86,9 @@ class SampleRequest(SamplingOptions):
     labels: list[LabelField] | None = Field(None, description="One class per image.")
     columns: int | None = Field(None, ge=1, description="Of the grid; about as many as rows if left out.")
     scale: int = Field(1, ge=1, le=16, description="Enlargement of the PNGs, nearest neighbour.")
+    previews: int = Field(
+        0, ge=0, le=64, description="How often, evenly spread over the evaluations, `events` show what is there so far."
+    )
     priority: int = Field(0, ge=0, le=9, description="Jobs of a higher one go first.")
     deadline_seconds: float | None = Field(
         None, gt=0, le=604_800, description="From submission; a job that has not begun by then expires."
@@ -109,6 +112,7 @@ class Resolved(Sampling):
     labels: list[int | None] | None = Field(description="Classes asked for; null entries are drawn from the seed.")
     columns: int
     scale: int
+    previews: int = 0
     priority: int = 0
     deadline_seconds: float | None = None
     webhook: Webhook | None = Field(None, exclude=True, description="Kept beside the request: no image depends on it.")
@@ -182,6 +186,7 @@ def resolve(
         labels=labels,
         columns=columns,
         scale=request.scale,
+        previews=request.previews,
         priority=request.priority,
         deadline_seconds=request.deadline_seconds,
         webhook=request.webhook,
@@ -251,6 +256,16 @@ def _class_index(label: int | str, classes: Sequence[str], field: str, checks: _
     return 0
 
 
+class Estimate(Protocol):
+    """What images were taken for at a noise level."""
+
+    @property
+    def sigma(self) -> float: ...
+
+    def images(self) -> Pixels:
+        """Them [n, H, W, C], for any thread."""
+
+
 class Walk(Protocol):
     """Images on their way from the prior to their end, an evaluation at a time."""
 
@@ -265,6 +280,9 @@ class Walk(Protocol):
 
     def trajectory(self) -> Pixels | None:
         """The denoised estimates of every step [n, steps, H, W, C]; None if they were not asked for."""
+
+    def preview(self) -> "Estimate | None":
+        """The denoised estimate that came last; None before the first."""
 
 
 class Sampler(Protocol):
@@ -332,6 +350,19 @@ class SampleKind:
     def labels(self, output: Images) -> list[int]:
         """The classes of the images of a part."""
         return output.labels
+
+    def previews(self, request: Resolved) -> int:
+        """How often it is to be shown how far the images are."""
+        return request.previews
+
+    def show(self, store: ResultStore, part: Part, estimates: Sequence[Estimate]) -> None:
+        """Let it be seen what the images of a part are taken for, in place of what was seen of them before."""
+        images = np.concatenate([estimate.images() for estimate in estimates])
+        store.write(part.job_id, _part_name(part.start, "preview"), array_bytes(images))
+
+    def shown(self, store: ResultStore, job_id: str, start: int) -> Pixels:
+        """What is to be seen of the part that begins there. Raises OSError."""
+        return store.array(job_id, _part_name(start, "preview"))
 
     def keep(self, store: ResultStore, part: Part, output: Images) -> None:
         """Put aside the images of a part until the other parts of its job are done."""

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
 from service.access import Anyone, Caller, Keys
-from service.events import Patience
+from service.events import Patience, Wish
 from service.problems import (
     BodyTooLarge,
     FieldError,
@@ -126,9 +126,9 @@ def _weight(request: Request, kind: str) -> float:
 
 
 @contextmanager
-def patience_of(request: Request, seconds: float, is_for_end: bool = False) -> Iterator[Patience]:
+def patience_of(request: Request, seconds: float, wish: Wish = "change") -> Iterator[Patience]:
     """The patience of a client, which ends when it goes away. The body must have been read."""
-    patience = Patience(seconds, is_for_end)
+    patience = Patience(seconds, wish)
     if seconds <= 0:
         yield patience
         return
@@ -251,7 +251,7 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_head = scope["type"] == "http" and scope["method"] == "HEAD"
-        await self.app({**scope, "method": "GET"} if is_head else scope, receive, send)
+        await self.app({**scope, "method": "GET", "is_head": True} if is_head else scope, receive, send)
 
 
 class Timed:

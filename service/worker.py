@@ -19,6 +19,7 @@ from service.catalogue import ModelGone, WorkerState
 from service.delivery import Delivery, sampling_failed
 from service.engine import Engine, choose_device, keep_memory, use_threads
 from service.inflight import Inflight, Share
+from service.job import Shown
 from service.kinds import kind_of
 from service.logs import get_logger
 from service.messages import Batch, EmptyHandsNeeded, Order
@@ -39,6 +40,9 @@ LOOK_ALL_THE_SAME_SECONDS = 1.0
 SWEEP_SECONDS = 60.0
 INSIST_SECONDS = 2.0
 """How long a stopping worker waits, after the grace time, for its threads to let go."""
+
+Notes = tuple[dict[str, dict[str, int]], dict[str, dict[int, Shown]]]
+"""Evaluations done by batch and job, and what is to be seen by job and part."""
 
 log = get_logger()
 
@@ -141,7 +145,9 @@ class Worker:
             raise ValueError(f"no checkpoint of {settings.model_store or 'the package'}{wanted} could be loaded")
         policy = ByKey() if settings.batching == "by-key" else ShortestFirst(settings.patience_seconds)
         self.delivery = Delivery(self.queue, self.store, self._forget)
-        self.inflight = Inflight(self.engine, policy, self.delivery.sampled, self.delivery.failed, self._on_turn)
+        self.inflight = Inflight(
+            self.engine, policy, self.delivery.sampled, self.delivery.failed, self._on_turn, self.delivery.show
+        )
         self.queue.listen(self.inflight.stir, self._on_order)
         about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.engine.models)}
         if settings.metrics_port is not None:
@@ -265,25 +271,36 @@ class Worker:
 
     async def _keep_leases(self) -> None:
         """Prolong the leases of what is in hand, and note its progress, until cancelled."""
-        renewed, noted, is_warned = time.monotonic(), dict[str, dict[str, int]](), False
+        noted: Notes = ({}, {})
+        renewed, is_warned = time.monotonic(), False
         while True:
             await asyncio.sleep(self.settings.progress_seconds)
             done = {
                 batch_id: {job_id: share.evaluations_done for job_id, share in shares.items()}
                 for batch_id, shares in self.in_hand.items()
             }
+            shown = self._shown()
             is_due = time.monotonic() - renewed > self.settings.heartbeat_seconds
-            if not done or (done == noted and not is_due):
+            if not done or ((done, shown) == noted and not is_due):
                 continue
             try:
-                renewal = await self.queue.renew(done)
+                renewal = await self.queue.renew(done, shown)
             except RedisError as error:
                 if not is_warned:
                     log.warning("leases not renewed", reason=str(error))
                 is_warned = True
                 continue
-            renewed, noted, is_warned = time.monotonic(), done, False
+            renewed, noted, is_warned = time.monotonic(), (done, shown), False
             self._drop(renewal.lost, renewal.closed)
+
+    def _shown(self) -> dict[str, dict[int, Shown]]:
+        """What is to be seen of the jobs in hand, by job and part."""
+        shown = dict[str, dict[int, Shown]]()
+        for shares in self.in_hand.values():
+            for share in shares.values():
+                if share.shown:
+                    shown.setdefault(share.job_id, {}).update(share.shown)
+        return shown
 
     def _drop(self, lost: Sequence[str], closed: Sequence[str]) -> None:
         """Let go of batches that are no longer this worker's, and of jobs that are no longer open."""
@@ -326,7 +343,7 @@ class Worker:
             state="draining" if self._stopping.is_set() else "busy" if self.in_hand else "idle",
             device=str(self.engine.device),
             evaluations_per_second=self.inflight.images_per_second,
-            evaluation_seconds=self.inflight.seconds_alone,
+            paces=self.engine.first_paces | self.inflight.paces,
             models=self.engine.facts,
             loaded=self.engine.loaded,
         )

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from service.api import create_app
+from service.catalogue import Pace
 from service.events import Events
 from service.job import JobError
 from service.messages import Order
@@ -392,9 +393,12 @@ async def test_a_submission_can_be_repeated(client: httpx.AsyncClient, queue: Qu
 async def test_an_estimate_says_what_a_request_would_take_and_queues_nothing(
     client: httpx.AsyncClient, queue: Queue
 ) -> None:
-    await queue.announce(worker_state(evaluations_per_second=700.0, evaluation_seconds=0.01))
+    await queue.announce(
+        worker_state(paces={"digits-d2048": Pace(evaluations_per_second=700.0, evaluation_seconds=0.01)})
+    )
     await client.post("/v1/samples", json=GOOD | {"count": 100})
     found = (await client.post("/v1/estimates", json=GOOD | {"count": 20})).json()
+    assert found.pop("eta_seconds") == {"p50": 6.9, "p90": 12.6}  # 1.15 and 2.1 times as long, as is supposed at first
     assert found == {"images": 20, "evaluations": 700, "wait_seconds": 5.0, "run_seconds": 1.0, "refusal": None}
     alone = (await client.post("/v1/estimates", json=GOOD | {"count": 1})).json()
     assert alone["run_seconds"] == 0.35
@@ -411,7 +415,7 @@ async def test_an_estimate_says_that_a_request_would_be_refused(settings: Settin
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as tight:
         found = (await tight.post("/v1/estimates", json=GOOD | {"count": 3})).json()
-    assert (found["wait_seconds"], found["run_seconds"]) == (None, None)
+    assert (found["wait_seconds"], found["run_seconds"], found["eta_seconds"]) == (0.0, None, None)
     assert (found["refusal"]["status"], found["refusal"]["code"]) == (503, "queue-full")
 
 

@@ -39,7 +39,7 @@ async def awaited(events: Events, job_id: str, patience: Patience) -> "asyncio.T
 async def test_a_waiter_is_told_the_next_change_of_status_or_the_end(queue: Queue) -> None:
     events, job_id = Events(queue), await submit(queue, 1)
     change = await awaited(events, job_id, Patience(60))
-    end = await awaited(events, job_id, Patience(60, is_for_end=True))
+    end = await awaited(events, job_id, Patience(60, wish="end"))
     batch = await claim(queue)
     assert await asyncio.wait_for(change, 1) == "running"
     assert not end.done()
@@ -69,7 +69,7 @@ async def test_patience_ends_with_its_time_or_when_told(queue: Queue) -> None:
 
 async def test_a_waiter_outlives_the_loss_of_the_connection(queue: Queue) -> None:
     events, job_id = Events(queue), await submit(queue, 1)
-    end = await awaited(events, job_id, Patience(60, is_for_end=True))
+    end = await awaited(events, job_id, Patience(60, wish="end"))
     await queue.redis.client_kill_filter(_type="pubsub")
     # The first call after it may come before the loss is noticed.
     with suppress(ConnectionLost):

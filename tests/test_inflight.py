@@ -9,7 +9,7 @@ import torch
 from bench.stores import exact_checkpoint
 from service.catalogue import Catalogue
 from service.engine import Engine
-from service.inflight import Inflight, Share
+from service.inflight import Estimates, Inflight, Share
 from service.job import Part
 from service.kinds import KINDS
 from service.messages import Batch
@@ -28,8 +28,9 @@ class Hands(Inflight):
         self.failed: list[Share] = []
         self.errors: list[Exception] = []
         self.turns = 0
+        self.previews: list[tuple[Share, int, Estimates]] = []
         self.dropped_after_a_turn: list[Share] = []
-        super().__init__(Engine(store, torch.device("cpu"), 8), policy, self.take, self.fail, self.look)
+        super().__init__(Engine(store, torch.device("cpu"), 8), policy, self.take, self.fail, self.look, self.show)
 
     def take(self, shares: list[Share]) -> None:
         self.sampled += shares
@@ -43,6 +44,10 @@ class Hands(Inflight):
     def end_when_empty(self) -> None:
         if self.is_idle:
             self.close()
+
+    def show(self, share: Share, evaluation: int, estimates: Estimates) -> None:
+        self.previews.append((share, evaluation, estimates))
+        share.is_being_shown = False
 
     def look(self) -> None:
         self.turns += 1

@@ -6,7 +6,7 @@ from fastapi import Query, Request, Response
 
 from service import results
 from service.door import Estimate
-from service.job import CURSOR, Job, JobList, JobView, Status
+from service.job import CURSOR, Eta, Job, JobList, JobView, Status
 from service.openapi import JOB_LINKS, SAMPLE_BODY, problem_responses
 from service.problems import (
     BodyTooLarge,
@@ -73,12 +73,12 @@ async def submit(request: Request) -> Response:
     """
     door, wait, key = door_of(request), preferred_wait(request), idempotency_key(request)
     body = await read_json_body(request, door.settings.max_body_bytes)
-    with patience_of(request, wait or 0, is_for_end=True) as patience:
+    with patience_of(request, wait or 0, "end") as patience:
         job = await door.submit(body, patience, caller_of(request), key)
     if job.is_finished and prefers_picture(request):
         response = await grid_of(door, results.with_result(job))
     else:
-        response = _job_response(job, 200 if job.is_finished else 202)
+        response = _job_response(job, 200 if job.is_finished else 202, eta=await door.eta(job))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if wait is not None:
         response.headers["Preference-Applied"] = f"wait={wait}"
@@ -133,7 +133,7 @@ async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     door = door_of(request)
     with patience_of(request, wait) as patience:
         found = await door.job(job_id, caller_of(request), patience)
-    return _job_response(found, waits_for=await door.lack(found))
+    return _job_response(found, waits_for=await door.lack(found), eta=await door.eta(found))
 
 
 @router.post(
@@ -170,6 +170,6 @@ async def delete(job_id: str, request: Request) -> Response:
     return Response(status_code=204)
 
 
-def _job_response(job: Job, status: int = 200, waits_for: str | None = None) -> Response:
+def _job_response(job: Job, status: int = 200, waits_for: str | None = None, eta: Eta | None = None) -> Response:
     """A job as JSON, by pydantic alone: FastAPI would check and copy it once more."""
-    return Response(job.view(waits_for).model_dump_json(), status, media_type="application/json")
+    return Response(job.view(waits_for, eta).model_dump_json(), status, media_type="application/json")

@@ -1,0 +1,87 @@
+"""What a stream of events says of a job: whatever is new since the last thing that its client knows."""
+
+import re
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, Field
+
+from service.job import Eta, Job, Progress, Status
+
+EVENT_ID = re.compile(
+    r"(queued|running|succeeded|failed|canceled|expired)\.([0-9]{1,15})\.([0-9]{1,15})\.([0-9]{1,15})"
+)
+
+Kind = Literal["queued", "started", "progress", "preview", "finished"]
+"""Of events. `queued` comes again when the images of a job wait anew, because their worker was lost."""
+
+
+class ProgressEvent(BaseModel):
+    """The data of `progress`."""
+
+    status: Status
+    queue_position: int | None
+    progress: Progress
+    eta_seconds: Eta | None
+
+
+class PreviewEvent(BaseModel):
+    """The data of `preview`."""
+
+    evaluation: int = Field(description="Of each image, at which it was taken for that; the least of all.")
+    evaluations: int = Field(description="Of each image.")
+    sigma: float = Field(description="The noise level then.")
+    png: str = Field(description="The grid as PNG in base64, not enlarged; grey where nothing is known yet.")
+
+
+class Seen(NamedTuple):
+    """What a client knows of a job: the id of the event that told it, `status.evaluations.place.previews`."""
+
+    status: str = ""
+    done: int = 0
+    place: int = 0
+    previews: int = 0
+
+    @classmethod
+    def parse(cls, event_id: str) -> "Seen":
+        """What the client knows that heard this event last; nothing if it is none of ours."""
+        found = EVENT_ID.fullmatch(event_id)
+        return cls(found[1], *map(int, found.groups()[1:])) if found else cls()
+
+    @classmethod
+    def of(cls, job: Job) -> "Seen":
+        """What there is to know of a job now."""
+        shown = sum(each.evaluation for each in job.previews.values())
+        return cls(job.status, job.progress().evaluations_done, job.place if job.status == "queued" else 0, shown)
+
+    @property
+    def is_of_the_end(self) -> bool:
+        """Whether there is no more to come."""
+        return self.status not in {"", "queued", "running"}
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self))
+
+
+def news(seen: Seen, job: Job) -> Iterator[tuple[Kind, Seen]]:
+    """The events that tell of a job what a client does not know yet, each with what it knows then."""
+    now = Seen.of(job)
+    if not seen.status or (job.status == "queued" and seen.status == "running"):
+        seen = Seen("queued", place=now.place)
+        yield "queued", seen
+    if job.started_ms is not None and job.status != "queued" and seen.status == "queued":
+        seen = Seen("running")
+        yield "started", seen
+    if job.is_finished:
+        yield "finished", now
+        return
+    if (now.done, now.place) != (seen.done, seen.place):
+        seen = now._replace(previews=seen.previews)
+        yield "progress", seen
+    if now.previews != seen.previews:
+        yield "preview", now
+
+
+def message(kind: Kind, data: str, seen: Seen) -> str:
+    """One event as the wire has it; `data` is JSON on one line."""
+    return f"id: {seen}\nevent: {kind}\ndata: {data}\n\n"
