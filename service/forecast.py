@@ -4,6 +4,7 @@ import math
 import time
 from bisect import bisect_left
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from statistics import quantiles
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class Promise(NamedTuple):
     """By measured paces alone."""
     eta: Eta
     made: float
-    """When; of time.monotonic."""
+    """When, by the clock."""
 
 
 class Forecast:
@@ -39,7 +40,8 @@ class Forecast:
     came into a state, queued or running, is compared with the truth, which `pfgmpp_eta_total` counts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._ratios: dict[int, deque[float]] = {}
         self._promises = OrderedDict[str, dict[str, Promise]]()
 
@@ -53,7 +55,7 @@ class Forecast:
         """The same, to be held against the truth if it is the first for a job in this state."""
         eta = self.eta(seconds)
         made = self._promises.setdefault(job_id, {})
-        made.setdefault(status, Promise(model, max(seconds, SHORTEST_SECONDS), eta, time.monotonic()))
+        made.setdefault(status, Promise(model, max(seconds, SHORTEST_SECONDS), eta, self._clock()))
         while len(self._promises) > KEPT_PROMISES:
             self._promises.popitem(last=False)
         return eta
@@ -62,7 +64,7 @@ class Forecast:
         """Hold what was predicted of a job against the truth; those that others ended teach nothing."""
         for promise in self._promises.pop(job_id, {}).values():
             if status == "succeeded":
-                self._learn(promise, time.monotonic() - promise.made)
+                self._learn(promise, self._clock() - promise.made)
 
     def _learn(self, promise: Promise, took: float) -> None:
         self._learned(promise.seconds).append(took / promise.seconds)

@@ -13,7 +13,7 @@ EVENT_ID = re.compile(
 )
 
 Kind = Literal["queued", "started", "progress", "preview", "finished"]
-"""Of events. `queued` comes again when the images of a job wait anew, because their worker was lost."""
+"""Of events. `progress` may go back, when a worker was lost and its images wait anew."""
 
 
 class ProgressEvent(BaseModel):
@@ -66,7 +66,7 @@ class Seen(NamedTuple):
 def news(seen: Seen, job: Job) -> Iterator[tuple[Kind, Seen]]:
     """The events that tell of a job what a client does not know yet, each with what it knows then."""
     now = Seen.of(job)
-    if not seen.status or (job.status == "queued" and seen.status == "running"):
+    if not seen.status:
         seen = Seen("queued", place=now.place)
         yield "queued", seen
     if job.started_ms is not None and job.status != "queued" and seen.status == "queued":

@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.running import PATIENCE_SECONDS
 from models.sampling import SOLVER_FACTS
-from service.catalogue import ModelFacts, WorkerState
-from service.messages import Batch
+from service import metrics
+from service.catalogue import Catalogue, ModelFacts, WorkerState
+from service.messages import Batch, Census
 from service.policy import Appetite
 from service.queue import Queue, new_id
 
@@ -59,6 +61,17 @@ def worker_state(*models: ModelFacts, **changes: object) -> WorkerState:
     """A worker's word of itself."""
     return WorkerState(name="worker-1", state="idle", device="cpu", models=models or (facts(),)).model_copy(
         update=dict(changes)
+    )
+
+
+def metric(name: str, **labels: str) -> float:
+    """The sum of a metric's samples with such labels in this process."""
+    text = metrics.exposition(Census(), Catalogue([])).decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
     )
 
 

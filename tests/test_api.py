@@ -778,3 +778,46 @@ async def accepted(client: httpx.AsyncClient, act: str) -> httpx.Response | None
 
 async def is_done(condition: bool) -> bool:
     return condition
+
+
+async def test_a_job_says_when_it_should_end(client: httpx.AsyncClient, queue: Queue, offered: None) -> None:
+    """Nothing while no pace is known; then what lies before its end by it, its own included, 1.15 and 2.1 times."""
+    first = (await client.post("/v1/samples", json=GOOD | {"count": 100})).json()
+    assert first["eta_seconds"] is None
+    await queue.announce(
+        worker_state(paces={"digits-d2048": Pace(evaluations_per_second=700.0, evaluation_seconds=0.1)})
+    )
+
+    async def eta(job: dict[str, Any]) -> float:
+        return float((await client.get(f"/v1/jobs/{job['id']}")).json()["eta_seconds"]["p50"])
+
+    await eventually(lambda: _is_known(client, first["id"]))
+    assert await eta(first) == 5.75
+    second = (await client.post("/v1/samples", json=GOOD | {"count": 40})).json()
+    assert second["eta_seconds"] == {"p50": 8.05, "p90": 14.7}
+    urgent = (await client.post("/v1/samples", json=GOOD | {"priority": 9})).json()
+    assert urgent["eta_seconds"]["p50"] == pytest.approx(1.15 * 35 * 0.1)
+    batch = await next_batch(queue)
+    assert batch is not None
+    await queue.renew({batch.id: {urgent["id"]: 20}})
+    assert await eta(urgent) == pytest.approx(1.15 * 15 * 0.1, abs=0.001)
+    await client.post(f"/v1/jobs/{first['id']}/cancel")
+    assert (await client.get(f"/v1/jobs/{first['id']}")).json()["eta_seconds"] is None
+    assert (await client.get("/v1/jobs")).json()["jobs"][0]["eta_seconds"] is None
+
+
+async def _is_known(client: httpx.AsyncClient, job_id: str) -> bool:
+    return (await client.get(f"/v1/jobs/{job_id}")).json()["eta_seconds"] is not None
+
+
+async def test_the_status_tells_of_workers_and_queue(client: httpx.AsyncClient, queue: Queue, offered: None) -> None:
+    await client.post("/v1/samples", json=GOOD | {"count": 3})
+    found = (await client.get("/v1/status")).json()
+    (worker,) = found["workers"]
+    assert (worker["name"], worker["state"], worker["device"]) == ("worker-1", "idle", "cpu")
+    assert worker["models"] == worker["loaded"] == ["digits-d2048", "digits-dinf", "faces-d128"]
+    assert found["evaluations"] == 105
+    of_model = {each["model"]: each for each in found["models"]}
+    waiting = of_model["digits-d2048"]
+    assert (waiting["queued_jobs"], waiting["queued_images"], waiting["queued_evaluations"]) == (1, 3, 105)
+    assert of_model["faces-d128"]["queued_jobs"] == of_model["faces-d128"]["oldest_age_seconds"] == 0

@@ -14,7 +14,7 @@ from service.job import Part
 from service.kinds import KINDS
 from service.messages import Batch
 from service.policy import ByKey, Policy, ShortestFirst
-from service.sample import Images, SampleRequest, resolve
+from service.sample import Images, Resolved, SampleRequest, resolve
 from tests.helpers import worker_state
 
 KIND = KINDS["sample"]
@@ -188,3 +188,23 @@ def test_a_failed_call_fails_the_jobs_in_it_alone(store: Path) -> None:
     again.enter([good])
     again.run()
     assert again.sampled == [good]
+
+
+@pytest.mark.parametrize("choice", [{}, {"guidance": 2.0}], ids=["plain", "guided"])
+def test_a_share_is_shown_evenly_often_with_all_its_images(store: Path, choice: dict[str, object]) -> None:
+    """Four times of which the last is the result: what it is shown then is the estimate of that evaluation."""
+    hands = Hands(store, ShortestFirst(60.0))
+    share = hands.share("shown", count=11, steps=9, seed=1, previews=4, trajectory=True, **choice)
+    silent = hands.share("silent", count=2, steps=9, seed=1)
+    hands.enter([share, silent])
+    hands.run()
+    assert {each.job_id for each, _, _ in hands.previews} == {"shown"}
+    assert isinstance(share.request, Resolved)
+    levels = share.request.levels(share.request.range(0.002, 80.0))
+    evaluations = KIND.evaluations(share.request)
+    assert [at * 4 // evaluations for _, at, _ in hands.previews] == [1, 2, 3]
+    (part,) = share.parts
+    for _, _, estimates in hands.previews:
+        pixels = np.concatenate([each.images() for each in estimates[part]])
+        assert pixels.shape == images(share).images.shape
+        assert {each.sigma for each in estimates[part]} <= set(levels)

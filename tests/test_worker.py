@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.stores import exact_checkpoint, untrained_checkpoint
 from models.card import UNetOptions
@@ -23,17 +22,16 @@ from models.commands import import_official
 from models.generate import Generator
 from models.sampling import SOLVER_FACTS, Sampling, SolverName
 from models.shapes import Shapes
-from service import metrics
 from service.catalogue import Catalogue, OfferedModel
 from service.job import Job, JobError
 from service.kinds import KINDS
-from service.messages import Census, JobReport, Order, Report, Submission
+from service.messages import JobReport, Order, Report, Submission
 from service.queue import Queue, new_id
 from service.sample import TRAJECTORY, Images, Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import LocalStore
 from service.worker import Hung, Misconfigured, Worker
-from tests.helpers import eventually, next_batch
+from tests.helpers import eventually, metric, next_batch
 from tests.models.helpers import card, solve
 from tests.models.officials import INDEX, recorded_file
 
@@ -101,17 +99,6 @@ def images_of(settings: Settings, job_id: str) -> "np.ndarray[tuple[int, ...], n
     path = LocalStore(settings.results_dir / settings.queue).path(job_id, "images.npy")
     images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = np.load(path, allow_pickle=False)
     return images
-
-
-def metric(name: str, **labels: str) -> float:
-    """The sum of a metric's samples with such labels in this process."""
-    text = metrics.exposition(Census(), Catalogue([])).decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 @pytest.mark.parametrize("solver", SOLVER_FACTS)

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
 
@@ -63,7 +63,7 @@ async def events(job_id: str, request: Request, last_event_id: Annotated[str, He
     return EventStream(_stream(door, job_id, known, 0 if is_head else float("inf")), headers=HEADERS)
 
 
-async def _stream(door: Door, job_id: str, known: Seen, seconds: float) -> AsyncIterator[str]:
+async def _stream(door: Door, job_id: str, known: Seen, seconds: float) -> AsyncGenerator[str]:
     """The events that are new to a client, as they come, until the job has ended or this process is about to."""
     patience, loop = Patience(seconds, "news"), asyncio.get_running_loop()
     yield RECONNECT
