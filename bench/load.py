@@ -30,6 +30,7 @@ QUICK_JOBS: Jobs = {"short": {"count": 1, "steps": 2}, "long": {"count": 16, "st
 SHORTS_PER_LONG = 12
 LOADS = (0.4, 0.6, 0.8)
 JUDGED_LOAD = 0.8
+RANGES = ("below_p50", "p50_to_p90", "above_p90")
 SECONDS = 30.0
 BURST_LONGS = 10
 
@@ -84,8 +85,15 @@ def measure(bench: Workbench) -> Findings:
             ]
             for load in LOADS
         }
-    findings.details = {"jobs": jobs, "capacity_jobs_per_second": capacity, "bursts": bursts, "loads": sweep}
-    findings.figures = _figures(bursts, sweep[JUDGED_LOAD])
+        kept = predictions(trial.clients["in-flight"])
+    findings.details = {
+        "jobs": jobs,
+        "capacity_jobs_per_second": capacity,
+        "bursts": bursts,
+        "loads": sweep,
+        "predictions": kept,
+    }
+    findings.figures = [*_figures(bursts, sweep[JUDGED_LOAD]), *_kept(kept)]
     return findings
 
 
@@ -154,6 +162,22 @@ def calls(client: Client) -> dict[str, float]:
         "images": every - padding,
         "padding": padding,
     }
+
+
+def predictions(client: Client) -> dict[str, float]:
+    """How many predictions of a job's end there were, by where the truth fell."""
+    families = text_string_to_metric_families(client.ask("GET", "/metrics").decode())
+    found = [sample for family in families for sample in family.samples if sample.name == "pfgmpp_eta_total"]
+    return {each: sum(s.value for s in found if s.labels["range"] == each) for each in RANGES}
+
+
+def _kept(found: Mapping[str, float]) -> list[Figure]:
+    below, between, above = (found[each] for each in RANGES)
+    within = "jobs in-flight that ended within"
+    return [
+        Figure(name=f"{within} the p50 predicted at their submission", value=below / (below + between + above)),
+        Figure(name=f"{within} the p90", value=(below + between) / (below + between + above), at_least=0.85),
+    ]
 
 
 def _figures(bursts: Sequence[dict[Mode, Any]], judged: Sequence[dict[Mode, Any]]) -> list[Figure]:

@@ -1,9 +1,10 @@
 """Does a flood drown the service? `python -m tests.flood` sends it ten times what it can do, for minutes.
 
-Meanwhile a thousand clients wait for jobs, some take nothing of the pictures they asked for, and one with a key of its
-own goes on asking for little. The tests do the same for seconds.
+Meanwhile a thousand clients wait for jobs, half of them by the events of one, some take nothing of the pictures they
+asked for, and one with a key of its own goes on asking for little. The tests do the same for seconds.
 """
 
+import selectors
 import socket
 import tempfile
 import threading
@@ -11,10 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import httpx
 import typer
@@ -27,6 +28,9 @@ from service.connection import allow_many
 
 FLOOD = {"dataset": "points", "D": 2, "steps": 40, "count": 64}
 """What comes in a flood, and its evaluations."""
+
+WATCHED = FLOOD | {"steps": 256, "previews": 64}
+"""A job that lasts: shorter ones go first."""
 
 EVALUATIONS = 64 * 79
 LITTLE = {"dataset": "points", "D": 2, "steps": 2, "count": 1}
@@ -131,17 +135,31 @@ class Flood:
             while not job["finished_at"]:
                 job = client.get(job["links"]["self"], params={"wait": 60}).json()
             last = [client.post("/v1/samples", json=FLOOD).raise_for_status().json() for _ in range(3)][-1]
-        for _ in range(pollers):
+            watched = client.post("/v1/samples", json=WATCHED).raise_for_status().json()
+        watching = stack.enter_context(selectors.DefaultSelector())
+        for _ in range(pollers // 2):
             self._send(stack, f"{last['links']['self']}?wait=60", 1)
+            watching.register(self._send(stack, watched["links"]["events"], 1), selectors.EVENT_READ)
+        threading.Thread(target=_take_all, args=(watching,), daemon=True).start()
         for _ in range(SLOW_READERS):
             self._send(stack, job["links"]["grid"], 200)
 
-    def _send(self, stack: ExitStack, path: str, times: int) -> None:
+    def _send(self, stack: ExitStack, path: str, times: int) -> socket.socket:
         """Ask so many times on one connection, and read nothing."""
         url = httpx.URL(self.service.url)
         connection = stack.enter_context(socket.create_connection((url.host, url.port or 80), 10))
         head = f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {self.flooder}\r\n\r\n"
         connection.sendall(times * head.encode())
+        return connection
+
+
+def _take_all(watching: selectors.BaseSelector) -> None:
+    """Read whatever comes on some connections, until they are closed."""
+    with suppress(OSError, ValueError, RuntimeError):
+        while watching.get_map():
+            for key, _ in watching.select(1):
+                if not cast("socket.socket", key.fileobj).recv(65536):
+                    watching.unregister(key.fileobj)
 
 
 def bearer(key: str) -> dict[str, str]:
