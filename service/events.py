@@ -1,8 +1,8 @@
 """Changes of jobs as they happen: the queue's messages wake everyone who waits for one."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from typing import Literal
 
@@ -105,12 +105,20 @@ class Events:
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
-    async def watch(self, job_id: str, patience: Patience) -> AsyncGenerator[Job]:
-        """The job whenever there may be news of it, until the patience is over or the job is gone."""
-        with self._registered(job_id, patience):
-            while job := await self.queue.read(job_id):
-                yield job
-                if not await patience.wait():
+    async def watch(self, job_ids: Sequence[str], patience: Patience) -> AsyncGenerator[list[Job]]:
+        """Those of the jobs that have not ended, whenever there may be news of one, and once those that have.
+
+        It ends with the last of them, and when the patience is over.
+        """
+        open_ids = set(job_ids)
+        with ExitStack() as stack:
+            for job_id in open_ids:
+                stack.enter_context(self._registered(job_id, patience))
+            while open_ids:
+                jobs = [job for job_id in job_ids if job_id in open_ids and (job := await self.queue.read(job_id))]
+                open_ids = {job.id for job in jobs if not job.is_finished}
+                yield jobs
+                if open_ids and not await patience.wait():
                     return
 
     async def follow(self, job_id: str, first: Awaitable[Job | None], patience: Patience) -> Job | None:

@@ -19,6 +19,7 @@ SAMPLE_BODY = {
 
 OF_A_JOB = (
     "job",
+    "events",
     "cancel",
     "delete",
     "grid",

@@ -1,7 +1,7 @@
 """What a stream of events says of a job: whatever is new since the last thing that its client knows."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field
@@ -19,6 +19,7 @@ Kind = Literal["queued", "started", "progress", "preview", "finished"]
 class ProgressEvent(BaseModel):
     """The data of `progress`."""
 
+    job: str
     status: Status
     queue_position: int | None
     progress: Progress
@@ -28,6 +29,7 @@ class ProgressEvent(BaseModel):
 class PreviewEvent(BaseModel):
     """The data of `preview`."""
 
+    job: str
     evaluation: int = Field(description="Of each image, at which it was taken for that; the least of all.")
     evaluations: int = Field(description="Of each image.")
     sigma: float = Field(description="The noise level then.")
@@ -60,12 +62,14 @@ class Seen(NamedTuple):
         return self.status not in {"", "queued", "running"}
 
     def __str__(self) -> str:
-        return ".".join(map(str, self))
+        return ".".join(map(str, self)) if self.status else ""
 
 
 def news(seen: Seen, job: Job) -> Iterator[tuple[Kind, Seen]]:
     """The events that tell of a job what a client does not know yet, each with what it knows then."""
     now = Seen.of(job)
+    if seen.is_of_the_end:
+        return
     if not seen.status:
         seen = Seen("queued", place=now.place)
         yield "queued", seen
@@ -82,6 +86,26 @@ def news(seen: Seen, job: Job) -> Iterator[tuple[Kind, Seen]]:
         yield "preview", now
 
 
-def message(kind: Kind, data: str, seen: Seen) -> str:
+class Known(dict[str, Seen]):
+    """What a client knows of the jobs that it follows on one stream, by their ids in its order."""
+
+    @classmethod
+    def parse(cls, job_ids: Sequence[str], event_id: str) -> "Known":
+        """What the client knows that heard this event last of a stream of these jobs."""
+        parts = event_id.split(",")
+        return cls(
+            zip(job_ids, map(Seen.parse, parts if len(parts) == len(job_ids) else [""] * len(job_ids)), strict=True)
+        )
+
+    @property
+    def is_of_the_end(self) -> bool:
+        """Whether there is no more to come of any job."""
+        return all(seen.is_of_the_end for seen in self.values())
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values()))
+
+
+def message(kind: Kind, data: str, known: Known) -> str:
     """One event as the wire has it; `data` is JSON on one line."""
-    return f"id: {seen}\nevent: {kind}\ndata: {data}\n\n"
+    return f"id: {known}\nevent: {kind}\ndata: {data}\n\n"

@@ -21,7 +21,7 @@ from service.picture import array_bytes
 from service.queue import Queue
 from service.routes import events
 from service.settings import Settings
-from service.stream import Kind, Seen, news
+from service.stream import Kind, Known, Seen, news
 from tests.helpers import metric
 from tests.test_queue import claim, ended, job_of, lose, submit
 
@@ -95,7 +95,7 @@ async def test_streams_end_when_the_server_is_about_to(client: httpx.AsyncClient
     job = (await client.post("/v1/samples", json=GOOD)).json()
     door = client._transport.app.state.door  # type: ignore[attr-defined]
     said = []
-    async with aclosing(events._stream(door, job["id"], Seen(), float("inf"))) as stream:
+    async with aclosing(events._stream(door, Known.parse([job["id"]], ""), float("inf"))) as stream:
         async for text in stream:
             said.append(text)
             if len(said) == 2:
@@ -112,7 +112,7 @@ async def test_a_silent_stream_shows_that_it_lives(
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0)
     job = (await client.post("/v1/samples", json=GOOD)).json()
     door = client._transport.app.state.door  # type: ignore[attr-defined]
-    async with aclosing(events._stream(door, job["id"], Seen.parse("queued.0.0.0"), float("inf"))) as stream:
+    async with aclosing(events._stream(door, Known.parse([job["id"]], "queued.0.0.0"), float("inf"))) as stream:
         assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", ": heartbeat\n\n"]
 
 
@@ -164,6 +164,28 @@ def test_images_do_not_depend_on_previews(service: Service) -> None:
     jobs = [service.ended(service.submit(**request, previews=previews)["id"]) for previews in (0, 64)]
     grids = [service.client.get(job["links"]["grid"]).content for job in jobs]
     assert grids[0] == grids[1]
+
+
+def test_several_jobs_are_told_of_on_one_stream(service: Service) -> None:
+    """Whoever lost it in the middle is told the rest of all of them."""
+    jobs = [service.submit(**GOOD, count=4, steps=steps) for steps in (5, 9, 18)]
+    path = "/v1/events?" + "&".join(f"job={job['id']}" for job in jobs)
+    whole = told_by(service, path, "")
+    assert {each: whole.count((each, "finished")) for each, _ in whole} == {job["id"]: 1 for job in jobs}
+    ids = [line[4:] for line in service.client.get(path).text.splitlines() if line.startswith("id: ")]
+    rest = told_by(service, path, ids[3])
+    assert rest == told_by(service, path, "")[4:]
+    assert service.client.get(path, headers={"Last-Event-ID": ids[-1]}).status_code == 204
+    assert service.client.get(f"{path}&job={'0' * 32}").status_code == 404
+    assert service.client.get("/v1/events").status_code == 422
+
+
+def told_by(service: Service, path: str, last: str) -> list[tuple[str, str]]:
+    """Of which job, and what, a stream tells after an event."""
+    text = service.client.get(path, headers={"Last-Event-ID": last}).text
+    blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.split("\n\n") if block]
+    data = [(json.loads(block["data"]), block["event"]) for block in blocks if "event" in block]
+    return [(each.get("job") or each["id"], event) for each, event in data]
 
 
 async def test_a_preview_is_grey_where_nothing_is_known_and_missing_when_the_store_lost_it(

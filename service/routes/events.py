@@ -1,12 +1,12 @@
-"""The events of a job, as they happen."""
+"""The events of jobs, as they happen."""
 
 import asyncio
 import base64
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Header, Request, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service import results
@@ -15,12 +15,15 @@ from service.events import Patience
 from service.job import Job
 from service.logs import get_logger
 from service.openapi import problem_responses
-from service.problems import Gone, Lost, NotFound, QueueUnavailable
+from service.problems import Gone, InvalidRequest, Lost, NotFound, QueueUnavailable
 from service.routes import caller_of, door_of, new_router
-from service.stream import Kind, PreviewEvent, ProgressEvent, Seen, message, news
+from service.stream import Kind, Known, PreviewEvent, ProgressEvent, message, news
 
 HEARTBEAT_SECONDS = 15.0
 """After so long without an event a line says that there is still someone: proxies end what is silent."""
+
+MOST_JOBS = 32
+"""On one stream."""
 
 RECONNECT = "retry: 1000\n\n"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -36,18 +39,22 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
 
+STREAMS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events."},
+    204: {"description": "The last event was the end: there is no more to come."},
+}
+
+LastEventId = Annotated[str, Header(max_length=4096, description="The id of the last event that was heard.")]
+
+
 @router.get(
     "/v1/jobs/{job_id}/events",
     tags=["jobs"],
     summary="The events of a job as they happen",
     response_class=EventStream,
-    responses={
-        200: {"description": "Server-sent events."},
-        204: {"description": "The last event was `finished`: there is no more to come."},
-        **problem_responses(NotFound, Gone, Lost, QueueUnavailable),
-    },
+    responses={**STREAMS, **problem_responses(NotFound, Gone, Lost, InvalidRequest, QueueUnavailable)},
 )
-async def events(job_id: str, request: Request, last_event_id: Annotated[str, Header(max_length=128)] = "") -> Response:
+async def events(job_id: str, request: Request, last_event_id: LastEventId = "") -> Response:
     """`queued`, `started`, `progress`, `preview` and `finished`, as [server-sent
     events](https://html.spec.whatwg.org/multipage/server-sent-events.html); it ends after the last.
 
@@ -55,30 +62,57 @@ async def events(job_id: str, request: Request, last_event_id: Annotated[str, He
     end, those of `preview`, for a job with `previews`, the grid of what its images are taken for. Whoever connects
     again with `Last-Event-ID` is told what it missed: changes of state, and of progress and previews the latest.
     """
-    door, known = door_of(request), Seen.parse(last_event_id)
-    await door.job(job_id, caller_of(request))
+    return await _answer(request, [job_id], last_event_id)
+
+
+@router.get(
+    "/v1/events",
+    tags=["jobs"],
+    summary="The events of several jobs",
+    response_class=EventStream,
+    responses={**STREAMS, **problem_responses(NotFound, Gone, Lost, InvalidRequest, QueueUnavailable)},
+)
+async def events_of_several(
+    request: Request,
+    job: Annotated[list[str], Query(min_length=1, max_length=MOST_JOBS, description="Their ids, again and again.")],
+    last_event_id: LastEventId = "",
+) -> Response:
+    """The same of up to 32 jobs on one connection, of which browsers have few; it ends with the last of them."""
+    return await _answer(request, list(dict.fromkeys(job)), last_event_id)
+
+
+async def _answer(request: Request, job_ids: list[str], last_event_id: str) -> Response:
+    door, known = door_of(request), Known.parse(job_ids, last_event_id)
+    for job_id in job_ids:
+        await door.job(job_id, caller_of(request))
     if known.is_of_the_end:
         return Response(status_code=204)
     is_head = request.scope.get("is_head", False)
-    return EventStream(_stream(door, job_id, known, 0 if is_head else float("inf")), headers=HEADERS)
+    return EventStream(_stream(door, known, 0 if is_head else float("inf")), headers=HEADERS)
 
 
-async def _stream(door: Door, job_id: str, known: Seen, seconds: float) -> AsyncGenerator[str]:
-    """The events that are new to a client, as they come, until the job has ended or this process is about to."""
+async def _stream(door: Door, known: Known, seconds: float) -> AsyncGenerator[str]:
+    """The events that are new to a client, as they come, until its jobs have ended or this process is about to."""
     patience, loop = Patience(seconds, "news"), asyncio.get_running_loop()
     yield RECONNECT
     spoke = loop.time()
-    async with aclosing(door.events.watch(job_id, patience)) as jobs:
-        async for job in jobs:
-            for kind, known in news(known, job):  # noqa: B020, PLR1704
-                if data := await _data(door, kind, job):
-                    yield message(kind, data, known)
-                    spoke = loop.time()
-            if job.is_finished:
-                return
+    async with aclosing(door.events.watch(list(known), patience)) as news_of:
+        async for jobs in news_of:
+            async for text in _told(door, jobs, known):
+                yield text
+                spoke = loop.time()
             if loop.time() - spoke > HEARTBEAT_SECONDS:
                 yield ": heartbeat\n\n"
                 spoke = loop.time()
+
+
+async def _told(door: Door, jobs: list[Job], known: Known) -> AsyncGenerator[str]:
+    """The events that tell of jobs what a client does not know, which it does then."""
+    for job in jobs:
+        for kind, seen in news(known[job.id], job):
+            known[job.id] = seen
+            if data := await _data(door, kind, job):
+                yield message(kind, data, known)
 
 
 async def _data(door: Door, kind: Kind, job: Job) -> str | None:
@@ -89,7 +123,7 @@ async def _data(door: Door, kind: Kind, job: Job) -> str | None:
     if kind != "progress":
         return job.view(await door.lack(job), eta).model_dump_json()
     place = job.place if job.status == "queued" else None
-    event = ProgressEvent(status=job.status, queue_position=place, progress=job.progress(), eta_seconds=eta)
+    event = ProgressEvent(job=job.id, status=job.status, queue_position=place, progress=job.progress(), eta_seconds=eta)
     return event.model_dump_json()
 
 
@@ -101,6 +135,7 @@ async def _preview(door: Door, job: Job) -> str | None:
         return None
     least = min(job.previews.values())
     return PreviewEvent(
+        job=job.id,
         evaluation=least.evaluation,
         evaluations=job.evaluations,
         sigma=least.sigma,
