@@ -119,7 +119,7 @@ async def test_what_a_canceled_job_had_finished_can_be_fetched(
     KINDS["sample"].keep(store, batch.parts[0], Images(pixels(), [0] * 8))
     await ended(queue, batch)
     canceled = (await client.post(job["links"]["cancel"])).json()
-    assert canceled["links"].keys() == {"self", "cancel", "images", "npz", "zip"}
+    assert canceled["links"].keys() == {"self", "events", "cancel", "images", "npz", "zip"}
     here = job["links"]["self"]
     with Image.open(BytesIO((await client.get(f"{here}/images/7.png")).content)) as picture:
         assert np.array_equal(np.asarray(picture), pixels()[7, ..., 0])
