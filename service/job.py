@@ -237,6 +237,11 @@ class Job:
         return labels if len(labels) == self.count else None
 
     @property
+    def checkpoint_sha256(self) -> str:
+        """Of the checkpoint that made its images, or that it asked for while nothing is done."""
+        return self.fields.get("checkpoint") or str(self.request["checkpoint_sha256"])
+
+    @property
     def error(self) -> JobError | None:
         text = self.fields.get("error")
         return JobError.model_validate_json(text) if text else None
@@ -313,7 +318,7 @@ class Job:
             model=ModelUsed(
                 dataset=self.request["dataset"],
                 D=self.request["D"],
-                checkpoint_sha256=self.fields.get("checkpoint", self.request["checkpoint_sha256"]),
+                checkpoint_sha256=self.checkpoint_sha256,
                 precision=self.request["precision"],
                 arithmetic=self.fields.get("arithmetic"),
             ),

@@ -4,14 +4,15 @@ import errno
 import io
 import os
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from service.job import Job
 from service.kinds import KINDS
-from service.picture import Pixels, grid, grid_shape, png
+from service.picture import Pixels, film, grid, grid_shape, path, png
 from service.problems import NoResult, NotFinished
+from service.sample import TRAJECTORY, Picture, Resolved, of_one, provenance
 from service.store import ResultStore
 
 PREVIEW_PIXELS = 512
@@ -38,14 +39,30 @@ def with_images(job: Job) -> Job:
     return job if job.has_images else with_result(job)
 
 
-def pieces(store: ResultStore, job: Job) -> list[tuple[int, Pixels]]:
-    """The images of a job, as the places of the first and images [n, H, W, C] each; some, or OSError is raised."""
+class Piece(NamedTuple):
+    """Some images of a job that follow each other."""
+
+    start: int
+    images: Pixels
+    """[n, H, W, C]"""
+    labels: list[int]
+    """Their classes; empty for a model without."""
+
+
+def pieces(store: ResultStore, job: Job) -> list[Piece]:
+    """The images of a job, all or of a canceled one those that were finished; some, or OSError is raised."""
     if job.status == "succeeded":
-        return [(0, store.array(job.id, "images.npy"))]
+        return [Piece(0, store.array(job.id, "images.npy"), job.labels or [])]
     kept = KINDS[job.kind].kept(store, job.id)
     if not kept:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    return sorted(((part.start, output.images) for part, output in kept.items()), key=lambda piece: piece[0])
+    in_order = sorted(kept.items(), key=lambda each: each[0].start)
+    return [Piece(part.start, output.images, output.labels) for part, output in in_order]
+
+
+def text_of(job: Job, picture: Picture) -> dict[str, str]:
+    """The text chunks of a picture of a job."""
+    return provenance(Resolved.model_validate(job.request), job.labels or [], job.checkpoint_sha256, picture)
 
 
 def preview(store: ResultStore, job: Job) -> bytes:
@@ -62,10 +79,28 @@ def preview(store: ResultStore, job: Job) -> bytes:
 
 def image(store: ResultStore, job: Job, k: int) -> bytes:
     """Image k as PNG. Raises OSError, or NoResult for one that a canceled job lacks."""
-    for start, images in pieces(store, job):
-        if start <= k < start + len(images):
-            return png(images[k - start], job.request["scale"])
+    for piece in pieces(store, job):
+        if piece.start <= k < piece.start + len(piece.images):
+            return _image(job, piece, k - piece.start, text_of(job, "image"))
     raise NoResult(f"image {k} of job {job.id} was not finished when the job was canceled")
+
+
+def _image(job: Job, piece: Piece, k: int, text: dict[str, str]) -> bytes:
+    """Image k of a piece as PNG, with the text chunks of its job made its own."""
+    own = of_one(text, job.seeds[piece.start + k], piece.labels[k] if piece.labels else None)
+    return png(piece.images[k], job.request["scale"], own)
+
+
+def trajectory_png(store: ResultStore, job: Job) -> bytes:
+    """How the images came about, a row for each, as PNG. Raises OSError."""
+    images, estimates = (store.array(job.id, name) for name in ("images.npy", TRAJECTORY))
+    return png(path(images, estimates), job.request["scale"], text_of(job, "trajectory"))
+
+
+def trajectory_gif(store: ResultStore, job: Job) -> bytes:
+    """How the images came about, as a film. Raises OSError."""
+    images, estimates = (store.array(job.id, name) for name in ("images.npy", TRAJECTORY))
+    return film(images, estimates, job.request["columns"], job.request["scale"])
 
 
 def npz(store: ResultStore, job: Job) -> bytes:
@@ -73,7 +108,9 @@ def npz(store: ResultStore, job: Job) -> bytes:
 
     Raises OSError.
     """
-    index, images = _all(store, job)
+    found = pieces(store, job)
+    index = np.concatenate([np.arange(piece.start, piece.start + len(piece.images)) for piece in found])
+    images = np.concatenate([piece.images for piece in found])
     arrays: dict[str, Any] = {"images": images, "index": index, "seeds": np.array(job.seeds)[index]}
     if job.labels:
         arrays["labels"] = np.array(job.labels)[index]
@@ -84,18 +121,11 @@ def npz(store: ResultStore, job: Job) -> bytes:
 
 def archive(store: ResultStore, job: Job) -> bytes:
     """A ZIP with a PNG for every image, named by its place, and the job as JSON. Raises OSError."""
-    index, images = _all(store, job)
-    content, digits = io.BytesIO(), len(str(job.count - 1))
+    content, digits, text = io.BytesIO(), len(str(job.count - 1)), text_of(job, "image")
     with zipfile.ZipFile(content, "w") as file:
         # Without the webhook: archives are passed on, and its URL may hold a secret.
         file.writestr("job.json", job.view().model_dump_json(indent=1, exclude={"webhook"}))
-        for k, pixels in zip(index, images, strict=True):
-            file.writestr(f"{k:0{digits}}.png", png(pixels, job.request["scale"]))
+        for piece in pieces(store, job):
+            for k in range(len(piece.images)):
+                file.writestr(f"{piece.start + k:0{digits}}.png", _image(job, piece, k, text))
     return content.getvalue()
-
-
-def _all(store: ResultStore, job: Job) -> "tuple[np.ndarray[tuple[int], np.dtype[np.int64]], Pixels]":
-    """The places of all images there are, and those."""
-    found = pieces(store, job)
-    index = np.concatenate([np.arange(start, start + len(images)) for start, images in found])
-    return index, np.concatenate([images for _, images in found])

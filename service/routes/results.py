@@ -12,7 +12,7 @@ from service.door import Door
 from service.job import Job
 from service.logs import get_logger
 from service.openapi import problem_responses
-from service.picture import Damaged, film, path, png
+from service.picture import Damaged
 from service.problems import (
     Gone,
     Lost,
@@ -23,7 +23,6 @@ from service.problems import (
     StoreUnavailable,
 )
 from service.routes import caller_of, door_of, new_router
-from service.sample import TRAJECTORY
 
 log = get_logger()
 
@@ -67,7 +66,7 @@ async def grid_of(door: Door, job: Job) -> Response:
     responses={200: PNG, **problem_responses(*NO_PICTURE)},
 )
 async def image(job_id: str, k: str, request: Request) -> Response:
-    """Image k, counted from 0, as PNG, enlarged as the job's `scale` says."""
+    """Image k, counted from 0, as PNG, enlarged as the job's `scale` says; its text chunks tell its seed and class."""
     door = door_of(request)
     job = await door.with_images(job_id, caller_of(request))
     if k not in map(str, range(job.count)):
@@ -135,12 +134,9 @@ async def _trajectory(request: Request, job_id: str, form: Literal["gif", "png"]
     if not finished.request.get("trajectory"):
         raise NotFound(f'job {job_id} kept no trajectory; ask for one with "trajectory": true')
 
-    def draw() -> bytes:
-        images, estimates = (door.store.array(finished.id, name) for name in ("images.npy", TRAJECTORY))
-        columns, scale = finished.request["columns"], finished.request["scale"]
-        return film(images, estimates, columns, scale) if form == "gif" else png(path(images, estimates), scale)
-
-    return _known(request, finished, form) or await _result(finished, form, draw, f"image/{form}")
+    draw = results.trajectory_gif if form == "gif" else results.trajectory_png
+    content = partial(draw, door.store, finished)
+    return _known(request, finished, form) or await _result(finished, form, content, f"image/{form}")
 
 
 def _known(request: Request, job: Job, name: str) -> Response | None:
