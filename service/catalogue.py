@@ -70,6 +70,7 @@ class WorkerState(BaseModel):
     state: Literal["idle", "busy", "draining", "lost"]
     """draining: it claims nothing more, and will end; lost: it has died, and should be back soon."""
     device: str
+    version: str = Field("", description="Of its program; empty if it does not say.")
     evaluations_per_second: float = Field(
         0.0, description="Images x network evaluations in its widest calls, lately; 0 if not known yet."
     )

@@ -8,7 +8,7 @@ from contextlib import suppress
 from hashlib import sha256
 from ipaddress import ip_address
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from service import metrics, results
@@ -17,7 +17,7 @@ from service.addresses import is_callable
 from service.catalogue import Catalogue, OfferedModel
 from service.events import Events, Patience
 from service.forecast import Forecast
-from service.job import Eta, Job, Webhook
+from service.job import Estimate, Eta, Job, Webhook
 from service.kinds import KINDS
 from service.logs import get_logger
 from service.messages import Ahead, Census, KeyReused, LimitReached, Limits, Order, Submission, UnfitServer
@@ -33,7 +33,6 @@ from service.problems import (
     NoWorker,
     OverQuota,
     Problem,
-    ProblemDocument,
     QueueFull,
     TooMany,
     UnknownModel,
@@ -60,17 +59,6 @@ DRAINING_RETRY_SECONDS = 1.0
 """Another server is asked then, or the next one on this port."""
 
 log = get_logger()
-
-
-class Estimate(BaseModel):
-    """What a request would take."""
-
-    images: int
-    evaluations: int = Field(description="Network evaluations, of all images together.")
-    wait_seconds: float | None = Field(description="Until it would begin; null while nothing is known of the workers.")
-    eta_seconds: Eta | None = Field(description="From submission to end; null while nothing is known of the workers.")
-    run_seconds: float | None = Field(description="On one worker that has nothing else to do.")
-    refusal: ProblemDocument | None = Field(description="As what it would be refused now; null if it would not.")
 
 
 class Door:

@@ -14,6 +14,9 @@ from pathlib import Path
 LONGEST_SOCKET_PATH = 100
 """Unix socket paths are limited to about 107 bytes."""
 
+POINTER = "socket-folder"
+"""The file of a data directory that says where its socket is, if its own paths are too long."""
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -67,8 +70,21 @@ def socket_folder(data_dir: Path) -> Iterator[Path]:
     if len(str(data_dir.resolve() / "redis.sock")) <= LONGEST_SOCKET_PATH:
         yield data_dir.resolve()
         return
+    pointer = data_dir / POINTER
     with tempfile.TemporaryDirectory(prefix="pfgmpp-") as folder:
-        yield Path(folder)
+        pointer.write_text(folder)
+        try:
+            yield Path(folder)
+        finally:
+            pointer.unlink(missing_ok=True)
+
+
+def find_socket(data_dir: Path) -> Path | None:
+    """The socket of the embedded server of a `pfgmpp serve` that uses a data directory; None if there is none."""
+    pointer = data_dir / POINTER
+    folder = Path(pointer.read_text()) if pointer.is_file() else data_dir.resolve()
+    socket = folder / "redis.sock"
+    return socket if socket.is_socket() else None
 
 
 def server_command(program: Path, socket: Path, data_dir: Path) -> list[str]:

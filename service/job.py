@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator
 
+from service.problems import ProblemDocument
+
 Status = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 
 
@@ -150,6 +152,17 @@ class Message(BaseModel):
     type: str = Field(description="`job.` and the event, such as `job.succeeded`.")
     timestamp: datetime = Field(description="Of this call.")
     data: JobView = Field(description="The job as it is now, without its webhook.")
+
+
+class Estimate(BaseModel):
+    """What a request would take."""
+
+    images: int
+    evaluations: int = Field(description="Network evaluations, of all images together.")
+    wait_seconds: float | None = Field(description="Until it would begin; null while nothing is known of the workers.")
+    eta_seconds: Eta | None = Field(description="From submission to end; null while nothing is known of the workers.")
+    run_seconds: float | None = Field(description="On one worker that has nothing else to do.")
+    refusal: ProblemDocument | None = Field(description="As what it would be refused now; null if it would not.")
 
 
 CURSOR = r"^([0-9]{1,20}:[0-9a-f]{32})?$"

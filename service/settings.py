@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.addresses import Network, networks
@@ -19,6 +19,9 @@ REDIS_URL = re.compile(r"(rediss?|unix)://|rediss?\+cluster://[^/]|rediss?\+sent
 
 SIGNING_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,88}={0,2}")
 """24 to 64 bytes in base64, as Standard Webhooks has it."""
+
+SECRETS = {"webhook_secret", "redis_url"}
+"""Settings that are not repeated in messages, for they may hold a password."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -181,3 +184,12 @@ class Settings(BaseSettings):
         url = given.pop("redis_url", None)
         variables = {f"PFGMPP_{name.upper()}": value for name, value in given.items()}
         return variables | ({"REDIS_URL": url} if url else {})
+
+
+def faults(error: ValidationError) -> Iterator[str]:
+    """What is wrong with settings, by name."""
+    for each in error.errors():
+        if each["type"] != "default_factory_not_called":
+            name = ".".join(map(str, each["loc"]))
+            found = "" if name in SECRETS else f" (it is {each['input']!r})"
+            yield f"{name}: {each['msg'].removeprefix('Value error, ')}{found}"

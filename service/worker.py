@@ -342,6 +342,7 @@ class Worker:
             name=self.name,
             state="draining" if self._stopping.is_set() else "busy" if self.in_hand else "idle",
             device=str(self.engine.device),
+            version=__version__,
             evaluations_per_second=self.inflight.images_per_second,
             paces=self.engine.first_paces | self.inflight.paces,
             models=self.engine.facts,

@@ -5,8 +5,7 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 
 from service import results
-from service.door import Estimate
-from service.job import CURSOR, Eta, Job, JobList, JobView, Status
+from service.job import CURSOR, Estimate, Eta, Job, JobList, JobView, Status
 from service.openapi import JOB_LINKS, SAMPLE_BODY, problem_responses
 from service.problems import (
     BodyTooLarge,

@@ -1,0 +1,464 @@
+"""The commands that ask a running service: `pfgmpp sample`, `submit`, `watch`, `status` and their like."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from service import completion
+from service.terminal import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_MISCONFIGURED,
+    Reach,
+    give_up,
+    given,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from service.client import Event, SampleFields, Submitted
+    from service.client.following import Watch
+    from service.job import Estimate, JobView
+
+MOST_SEEDS = 1_000_000
+"""Of a span; the service takes fewer in one request."""
+
+JobId = Annotated[
+    str, typer.Argument(metavar="ID", help="Of the job, as `submit` prints it.", autocompletion=completion.jobs)
+]
+
+
+def request_of(
+    dataset: Annotated[
+        str, typer.Option(help="Data set, as listed by `pfgmpp models`.", autocompletion=completion.datasets)
+    ],
+    D: Annotated[
+        str,
+        typer.Option("--D", help='Augmentation dimension: a number, or "inf".', autocompletion=completion.dimensions),
+    ],
+    count: Annotated[int | None, typer.Option(help="Images; 1, or as many as seeds.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Solver steps; the model's default if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Image k has seed + k; drawn if left out.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="One per image, such as 1,2,5-10.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Class of all images, or one per image with commas; drawn if left out.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="exact, or fast with a difference nobody can see; the service's default.")
+    ] = None,
+    columns: Annotated[int | None, typer.Option(help="Of the grid.")] = None,
+    scale: Annotated[int, typer.Option(help="Enlargement of the picture, 1 to 16.")] = 1,
+    chosen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-s",
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other field of a request, such as solver=ipndm or alpha=0.1; repeatable.",
+        ),
+    ] = None,
+) -> "SampleFields":
+    """The request that options make; wrong ones end the program."""
+    optional = {
+        "count": count,
+        "steps": steps,
+        "seed": seed,
+        "seeds": None if seeds is None else _seeds(seeds),
+        "precision": precision,
+        "columns": columns,
+    }
+    request = {"dataset": dataset, "D": _number(D), "scale": scale} | _labels(label)
+    request |= {name: value for name, value in optional.items() if value is not None}
+    _set_fields(request, chosen or [])
+    return cast("SampleFields", request)
+
+
+@given(request=request_of, reach=Reach)
+def sample(
+    *,
+    request: "SampleFields",
+    trajectory: Annotated[
+        Path | None, typer.Option(help="Also write how the images came about: FILE.gif, or FILE.png side by side.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("grid.png"),
+    reach: Reach,
+) -> None:
+    """Ask for images and write them as one PNG grid.
+
+    \b
+    Examples:
+      pfgmpp sample --dataset digits --D 2048 --count 16 --scale 8
+      pfgmpp sample --dataset digits --D inf --seeds 1,2,5-10 --label 7 -o sevens.png
+    """
+    _check_files(output, trajectory)
+    if trajectory:
+        request["trajectory"] = True
+    with reach.client() as client:
+        job = client.submit(**request)
+        _watch(job, reach)
+        if job.job.status != "succeeded":
+            _fail(reach, job.job)
+        output.write_bytes(job.fetch("grid.png"))
+        if trajectory:
+            trajectory.write_bytes(job.fetch(f"trajectory{trajectory.suffix}"))
+    latency = job.job.latency
+    seconds = f" in {latency.total_seconds:.2f} s ({latency.sampling_seconds:.2f} s of sampling)" if latency else ""
+    lines = [f"wrote {output}: {_images(len(job.job.seeds))}{seconds}, {_span(job.job.seeds)}"]
+    reach.answer(job.job, "\n".join(lines + ([f"wrote {trajectory}"] if trajectory else [])))
+
+
+@given(request=request_of, reach=Reach)
+def submit(request: "SampleFields", reach: Reach) -> None:
+    """Make a job and print its id; do not wait for it.
+
+    \b
+    Example:
+      id=$(pfgmpp submit --dataset digits --D 2048 --count 64)
+      pfgmpp watch "$id"
+    """
+    with reach.client() as client:
+        job = client.submit(**request)
+    reach.answer(job.job, job.id)
+
+
+@given(reach=Reach)
+def watch(job_id: JobId, reach: Reach) -> None:
+    """Watch a job until it has ended.
+
+    The status is 0 if it succeeded, else 1. With --json every event is a line, the last of which is `finished`:
+    {"event": "queued|started|progress|finished", "job": {...}}.
+
+    \b
+    Example:
+      pfgmpp watch 0123456789abcdef0123456789abcdef
+    """
+
+    def show(event: "Event") -> None:
+        if event.preview is None:
+            print_json({"event": event.kind, "job": event.job})
+
+    with reach.client() as client:
+        job = client.job(job_id)
+        if reach.is_json and job.job.finished_at is not None:
+            print_json({"event": "finished", "job": job.job})
+        _watch(job, reach, show if reach.is_json else True)
+    if job.job.status != "succeeded":
+        _fail(reach, job.job)
+    if not reach.is_json:
+        typer.echo(_told(job.job))
+
+
+@given(reach=Reach)
+def status(
+    *,
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="Of a job.", show_default=False, autocompletion=completion.jobs)
+    ] = None,
+    reach: Reach,
+) -> None:
+    """Show how a job is, or how the service is.
+
+    Without a job: what waits for each model, and the workers.
+
+    \b
+    Example:
+      pfgmpp status
+    """
+    with reach.client() as client:
+        if job_id:
+            job = client.job(job_id).job
+            reach.answer(job, _told(job))
+            return
+        state = client.status()
+    if reach.is_json:
+        print_json(state)
+        return
+    print_table(
+        ("model", "queued jobs", "images", "evaluations", "oldest", "running jobs"),
+        [
+            (
+                model["model"],
+                f"{model['queued_jobs']:,}",
+                f"{model['queued_images']:,}",
+                f"{model['queued_evaluations']:,}",
+                f"{model['oldest_age_seconds'] or 0:.0f} s",
+                f"{model['running_jobs']:,}",
+            )
+            for model in state["models"]
+        ],
+    )
+    typer.echo("")
+    print_table(
+        ("worker", "state", "device", "evaluations a second", "loaded"),
+        [
+            (
+                worker["name"],
+                worker["state"],
+                worker["device"],
+                f"{worker['evaluations_per_second']:,.0f}" if worker["evaluations_per_second"] else "-",
+                ", ".join(worker["loaded"]) or "-",
+            )
+            for worker in state["workers"]
+        ],
+    )
+
+
+@given(reach=Reach)
+def jobs(
+    *,
+    state: Annotated[
+        str | None, typer.Option("--status", help="Only queued, running, succeeded, failed, canceled or expired ones.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Only those of a data set.", autocompletion=completion.datasets)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Most of them.", min=1)] = 20,
+    reach: Reach,
+) -> None:
+    """List your jobs, the last one first.
+
+    \b
+    Example:
+      pfgmpp jobs --status succeeded --limit 5
+    """
+    with reach.client() as client:
+        found = list(client.jobs(cast("Any", state), dataset, limit))
+    if reach.is_json:
+        print_json(found)
+        return
+    print_table(
+        ("id", "status", "data set", "D", "images", "submitted (UTC)", "seconds"),
+        [
+            (
+                job.id,
+                job.status,
+                job.model.dataset,
+                str(job.model.D),
+                str(len(job.seeds)),
+                f"{job.created_at:%Y-%m-%d %H:%M:%S}",
+                f"{job.latency.total_seconds:.2f}" if job.latency else "-",
+            )
+            for job in found
+        ],
+    )
+
+
+@given(reach=Reach)
+def cancel(job_id: JobId, reach: Reach) -> None:
+    """End a job; its finished images stay.
+
+    \b
+    Example:
+      pfgmpp cancel 0123456789abcdef0123456789abcdef
+    """
+    with reach.client() as client:
+        job = client.job(job_id)
+        had_ended = job.job.finished_at is not None
+        job.cancel()
+    word = f"had already {job.job.status}" if had_ended or job.job.status != "canceled" else "is canceled"
+    reach.answer(job.job, f"job {job.id} {word}".replace("already canceled", "already been canceled"))
+
+
+@given(request=request_of, reach=Reach)
+def estimate(request: "SampleFields", reach: Reach) -> None:
+    """Say what a request would take, and queue nothing.
+
+    The status is 1 if it would be refused.
+
+    \b
+    Example:
+      pfgmpp estimate --dataset digits --D 2048 --count 256 --steps 40
+    """
+    with reach.client() as client:
+        found = client.estimate(**request)
+    reach.answer(found, _foreseen(found))
+    if found.refusal:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@given(reach=Reach)
+def models(reach: Reach) -> None:
+    """List what can be sampled.
+
+    \b
+    Example:
+      pfgmpp models --json
+    """
+    with reach.client() as client:
+        offered = client.models()
+    if reach.is_json:
+        print_json(offered)
+        return
+    print_table(
+        ("data set", "D", "pixels", "classes", "steps", "parameters", "loaded on", "licence"),
+        [
+            (
+                model.dataset,
+                str(model.D),
+                f"{model.resolution}x{model.resolution}x{model.channels}",
+                str(len(model.classes)),
+                f"{model.default_steps} (2 to {model.max_steps})",
+                f"{model.parameters:,}",
+                ", ".join(model.loaded_on) or "-",
+                model.license,
+            )
+            for model in offered
+        ],
+    )
+
+
+@given(reach=Reach)
+def reproduce(
+    *,
+    picture: Annotated[Path, typer.Argument(help="A PNG of this service: a grid, one image, or a trajectory.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the picture made again.")] = None,
+    reach: Reach,
+) -> None:
+    """Make a picture again from itself, and compare.
+
+    The status is 0 if every pixel is the same, else 1.
+
+    \b
+    Example:
+      pfgmpp sample --dataset digits --D 2048 --count 4 -o four.png
+      pfgmpp reproduce four.png
+    """
+    from service.reproduce import NoWord, compare, open_picture
+
+    try:
+        known = open_picture(picture)
+    except (NoWord, OSError) as error:
+        reach.fail({"code": "not-reproducible", "detail": str(error)}, str(error))
+    if output:
+        _check_files(output, None)
+    with reach.client() as client:
+        job = client.submit(**cast("SampleFields", known.remake.fields))
+        _watch(job, reach)
+        if job.job.status != "succeeded":
+            _fail(reach, job.job)
+        made = job.fetch(known.file)
+        if output:
+            output.write_bytes(made)
+    comparison = compare(known, made, job.job)
+    reach.answer(comparison.facts() | {"job": job.job}, f"{picture}: {comparison.in_words()}")
+    if not comparison.is_identical:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _watch(job: "Submitted", reach: Reach, progress: "Watch | None" = None) -> None:
+    """Wait until a job has ended, with a bar unless a program reads; an interruption ends the program, not the job."""
+    try:
+        job.wait(not reach.is_json if progress is None else progress)
+    except KeyboardInterrupt:
+        give_up(f"job {job.id} goes on: `pfgmpp watch {job.id}`, or cancel it", EXIT_INTERRUPTED)
+
+
+def _fail(reach: Reach, job: "JobView") -> None:
+    """End the program for a job that ended without its images."""
+    from service.client import JobFailed
+
+    failed = JobFailed(job)
+    reach.fail(failed.problem(), str(failed))
+
+
+def _told(job: "JobView") -> str:
+    """How a job is, in a few lines."""
+    lines = [f"job {job.id}: {job.status}" + (f", {job.error.detail}" if job.error else "")]
+    lines.append(f"{_images(len(job.seeds))} of {job.model.dataset}, D = {job.model.D}, {_span(job.seeds)}")
+    progress = job.progress
+    done = f"{progress.evaluations_done}/{progress.evaluations_total} evaluations"
+    lines.append(f"{done}, {progress.images_done}/{progress.images_total} images")
+    if job.queue_position is not None:
+        lines.append(f"{job.queue_position} jobs ahead")
+    if job.waits_for:
+        lines.append(f"waits for {job.waits_for}")
+    if job.latency:
+        stages = ("queue", "batch_wait", "sampling", "encoding", "total")
+        seconds = (f"{stage.replace('_', ' ')} {getattr(job.latency, f'{stage}_seconds'):.3f} s" for stage in stages)
+        lines.append(", ".join(seconds))
+    return "\n".join(lines)
+
+
+def _foreseen(found: "Estimate") -> str:
+    """An estimate in words."""
+    if found.refusal:
+        return f"would be refused: {found.refusal.code}: {found.refusal.detail}"
+    wait, run = (
+        "not known yet" if seconds is None else f"{seconds:.2f} s"
+        for seconds in (found.wait_seconds, found.run_seconds)
+    )
+    return f"{_images(found.images)}, {found.evaluations:,} evaluations; begins after: {wait}, then takes: {run}"
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _number(D: str) -> float | int | str:
+    """D as JSON has it; what is no number is left for the service to refuse."""
+    try:
+        number = float(D)
+    except ValueError:
+        return D
+    if not math.isfinite(number):
+        return D
+    return int(number) if number.is_integer() else number
+
+
+def _seeds(text: str) -> list[int]:
+    """The seeds in such as `1,2,5-10`; a text that is none ends the program."""
+    seeds = list[int]()
+    for span in text.split(","):
+        found = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", span.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if not 0 <= last - first < MOST_SEEDS:
+            give_up(f"--seeds {text}: must be whole numbers and rising spans, such as 1,2,5-10", EXIT_MISCONFIGURED)
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def _labels(text: str | None) -> dict[str, Any]:
+    """The classes in such as `7` or `cat,dog` as the field of a request."""
+    if text is None:
+        return {}
+    labels = [int(each) if each.isascii() and each.isdecimal() else each for each in text.split(",")]
+    return {"label": labels[0]} if len(labels) == 1 else {"labels": labels}
+
+
+def _set_fields(request: dict[str, Any], settings: list[str]) -> None:
+    """Add fields to a request from `name=value`, each value in JSON or as it is; what is wrong ends the program."""
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            give_up(f"--set {setting}: must be NAME=VALUE", EXIT_MISCONFIGURED)
+        if name in request.keys() - {"scale"}:
+            give_up(f"--set {name}: is given twice, or has an option of its own", EXIT_MISCONFIGURED)
+        try:
+            request[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            request[name] = value
+
+
+def _check_files(output: Path, trajectory: Path | None) -> None:
+    """End the program when pictures could not be written where they are to be."""
+    if trajectory and trajectory.suffix not in {".gif", ".png"}:
+        give_up(f"--trajectory {trajectory}: must end with .gif or .png", EXIT_MISCONFIGURED)
+    if trajectory and trajectory.resolve() == output.resolve():
+        give_up(f"--trajectory {trajectory}: is also the file of the grid; name another", EXIT_MISCONFIGURED)
+    for path in filter(None, (output, trajectory)):
+        if not path.parent.is_dir():
+            give_up(f"{path}: there is no directory {path.parent}", EXIT_FAILED)
+        if path.is_dir():
+            give_up(f"{path}: is a directory", EXIT_FAILED)
+
+
+def _span(seeds: list[int]) -> str:
+    is_range = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return "seeds " + (f"{seeds[0]} to {seeds[-1]}" if is_range else ", ".join(map(str, seeds)))
