@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.messages import ModelQueue
+
 
 class ModelGone(Exception):
     """A model that was on offer can no longer be had; the message says why."""
@@ -81,6 +83,37 @@ class WorkerState(BaseModel):
     def holds(self, model: ModelFacts) -> bool:
         """Whether a model is in its memory."""
         return self.state != "lost" and (self.loaded is None or model.name in self.loaded)
+
+
+class WorkerView(BaseModel):
+    """A worker as its last heartbeat shows it."""
+
+    name: str
+    state: str = Field(description="idle, busy, draining (it will end), or lost (it died, and should be back).")
+    device: str
+    evaluations_per_second: float = Field(description="Images x network evaluations, lately; 0 if not known yet.")
+    models: list[str] = Field(description="What it can serve.")
+    loaded: list[str] = Field(description="Those of them in its memory.")
+
+    @classmethod
+    def of(cls, worker: WorkerState) -> "WorkerView":
+        """The view of a worker's own word."""
+        return cls(
+            name=worker.name,
+            state=worker.state,
+            device=worker.device,
+            evaluations_per_second=round(worker.evaluations_per_second, 1),
+            models=[model.name for model in worker.models],
+            loaded=[model.name for model in worker.models if worker.holds(model)],
+        )
+
+
+class ServiceStatus(BaseModel):
+    """Workers and queue at one moment."""
+
+    workers: list[WorkerView]
+    models: list[ModelQueue]
+    evaluations: int = Field(description="Network evaluations accepted and not done.")
 
 
 class Catalogue:

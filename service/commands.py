@@ -182,14 +182,14 @@ def status(
         ("model", "queued jobs", "images", "evaluations", "oldest", "running jobs"),
         [
             (
-                model["model"],
-                f"{model['queued_jobs']:,}",
-                f"{model['queued_images']:,}",
-                f"{model['queued_evaluations']:,}",
-                f"{model['oldest_age_seconds'] or 0:.0f} s",
-                f"{model['running_jobs']:,}",
+                model.model,
+                f"{model.queued_jobs:,}",
+                f"{model.queued_images:,}",
+                f"{model.queued_evaluations:,}",
+                f"{model.oldest_age_seconds:.0f} s",
+                f"{model.running_jobs:,}",
             )
-            for model in state["models"]
+            for model in state.models
         ],
     )
     typer.echo("")
@@ -197,13 +197,13 @@ def status(
         ("worker", "state", "device", "evaluations a second", "loaded"),
         [
             (
-                worker["name"],
-                worker["state"],
-                worker["device"],
-                f"{worker['evaluations_per_second']:,.0f}" if worker["evaluations_per_second"] else "-",
-                ", ".join(worker["loaded"]) or "-",
+                worker.name,
+                worker.state,
+                worker.device,
+                f"{worker.evaluations_per_second:,.0f}" if worker.evaluations_per_second else "-",
+                ", ".join(worker.loaded) or "-",
             )
-            for worker in state["workers"]
+            for worker in state.workers
         ],
     )
 
@@ -375,6 +375,8 @@ def _told(job: "JobView") -> str:
     lines.append(f"{done}, {progress.images_done}/{progress.images_total} images")
     if job.queue_position is not None:
         lines.append(f"{job.queue_position} jobs ahead")
+    if job.eta_seconds:
+        lines.append(f"about {job.eta_seconds.p50:.1f} s left, hardly more than {job.eta_seconds.p90:.1f} s")
     if job.waits_for:
         lines.append(f"waits for {job.waits_for}")
     if job.latency:
@@ -388,11 +390,11 @@ def _foreseen(found: "Estimate") -> str:
     """An estimate in words."""
     if found.refusal:
         return f"would be refused: {found.refusal.code}: {found.refusal.detail}"
-    wait, run = (
-        "not known yet" if seconds is None else f"{seconds:.2f} s"
-        for seconds in (found.wait_seconds, found.run_seconds)
+    eta = found.eta_seconds
+    when = (
+        f"done within {eta.p50:.2f} s, hardly more than {eta.p90:.2f} s" if eta else "nothing is known of the workers"
     )
-    return f"{_images(found.images)}, {found.evaluations:,} evaluations; begins after: {wait}, then takes: {run}"
+    return f"{_images(found.images)}, {found.evaluations:,} evaluations: {when}"
 
 
 def _images(count: int) -> str:

@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 from pydantic import TypeAdapter
 
-from service.catalogue import OfferedModel
+from service.catalogue import OfferedModel, ServiceStatus
 from service.client.errors import ClientError
 from service.job import Estimate, JobList, JobView, Status, Webhook
 
@@ -43,6 +43,7 @@ class SampleFields(TypedDict, total=False):
     labels: Sequence[int | str]
     columns: int
     scale: int
+    previews: int
     priority: int
     deadline_seconds: float
     webhook: Webhook | dict[str, Any]
@@ -171,9 +172,9 @@ def offered() -> Ask[list[OfferedModel]]:
     return Ask("GET", "/v1/models", lambda answer: TypeAdapter(list[OfferedModel]).validate_json(answer.content))
 
 
-def state() -> Ask[dict[str, Any]]:
-    """How the queue and the workers are."""
-    return Ask("GET", "/v1/status", lambda answer: TypeAdapter(dict[str, Any]).validate_json(answer.content))
+def state() -> Ask[ServiceStatus]:
+    """What workers and queue are at."""
+    return Ask("GET", "/v1/status", lambda answer: ServiceStatus.model_validate_json(answer.content))
 
 
 def _path(job_id: str, *names: str) -> str:

@@ -3,13 +3,13 @@
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import anyio
 import httpx
 from tenacity import AsyncRetrying
 
-from service.catalogue import OfferedModel
+from service.catalogue import OfferedModel, ServiceStatus
 from service.client import asks
 from service.client.asks import Ask, SampleFields
 from service.client.errors import ClientError, JobFailed
@@ -103,8 +103,8 @@ class AsyncClient:
         """What a request would take, and whether it would be refused; nothing is queued."""
         return await self.ask(asks.estimate(fields))
 
-    async def status(self) -> dict[str, Any]:
-        """How the queue and the workers are, as `/v1/status` says it."""
+    async def status(self) -> ServiceStatus:
+        """What workers and queue are at."""
         return await self.ask(asks.state())
 
     async def ask(self, ask: Ask[T]) -> T:

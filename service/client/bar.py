@@ -51,6 +51,5 @@ def _left(job: JobView) -> str:
     if job.waits_for:
         return f"waits for {job.waits_for}"
     place = f"{job.queue_position} ahead" if job.queue_position else ""
-    eta = getattr(job, "eta_seconds", None)
-    soonest = f"about {math.ceil(eta.p50)} s left" if eta else ""
+    soonest = f"about {math.ceil(job.eta_seconds.p50)} s left" if job.eta_seconds else ""
     return ", ".join(filter(None, (place, soonest)))

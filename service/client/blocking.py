@@ -4,12 +4,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import httpx
 from tenacity import Retrying
 
-from service.catalogue import OfferedModel
+from service.catalogue import OfferedModel, ServiceStatus
 from service.client import asks
 from service.client.asks import Ask, SampleFields
 from service.client.errors import ClientError, JobFailed
@@ -101,8 +101,8 @@ class Client:
         """What a request would take, and whether it would be refused; nothing is queued."""
         return self.ask(asks.estimate(fields))
 
-    def status(self) -> dict[str, Any]:
-        """How the queue and the workers are, as `/v1/status` says it."""
+    def status(self) -> ServiceStatus:
+        """What workers and queue are at."""
         return self.ask(asks.state())
 
     def ask(self, ask: Ask[T]) -> T:

@@ -80,12 +80,12 @@ class MessageParser:
     def __init__(self) -> None:
         self.last_id = ""
         self.retry_seconds = 1.0
-        self._rest = b""
+        self._rest, self._id = b"", ""
         self._kind, self._data = "", list[str]()
 
     def restart(self) -> None:
         """Forget what was begun: the connection is another."""
-        self._rest, self._kind, self._data = b"", "", []
+        self._rest, self._id, self._kind, self._data = b"", self.last_id, "", []
 
     def feed(self, chunk: bytes) -> Iterator[Message]:
         """The messages that are whole with these bytes."""
@@ -94,6 +94,7 @@ class MessageParser:
             if line:
                 self._take(*line.decode(errors="replace").partition(":"))
                 continue
+            self.last_id = self._id
             if self._data:
                 yield Message(self._kind or "message", "\n".join(self._data))
             self._kind, self._data = "", []
@@ -105,7 +106,7 @@ class MessageParser:
         elif name == "data":
             self._data.append(value)
         elif name == "id" and "\0" not in value:
-            self.last_id = value
+            self._id = value  # it counts when the message is whole
         elif name == "retry" and value.isascii() and value.isdecimal():
             self.retry_seconds = int(value) / 1000
 
