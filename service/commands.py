@@ -23,7 +23,7 @@ from service.terminal import (
 if TYPE_CHECKING:
     from service.client import Event, SampleFields, Submitted
     from service.client.following import Watch
-    from service.job import Estimate, JobView
+    from service.job import Estimate, Eta, JobView
 
 MOST_SEEDS = 1_000_000
 """Of a span; the service takes fewer in one request."""
@@ -376,7 +376,7 @@ def _told(job: "JobView") -> str:
     if job.queue_position is not None:
         lines.append(f"{job.queue_position} jobs ahead")
     if job.eta_seconds:
-        lines.append(f"about {job.eta_seconds.p50:.1f} s left, hardly more than {job.eta_seconds.p90:.1f} s")
+        lines.append(f"should end {_soon(job.eta_seconds)}")
     if job.waits_for:
         lines.append(f"waits for {job.waits_for}")
     if job.latency:
@@ -391,10 +391,12 @@ def _foreseen(found: "Estimate") -> str:
     if found.refusal:
         return f"would be refused: {found.refusal.code}: {found.refusal.detail}"
     eta = found.eta_seconds
-    when = (
-        f"done within {eta.p50:.2f} s, hardly more than {eta.p90:.2f} s" if eta else "nothing is known of the workers"
-    )
+    when = _soon(eta) if eta else "nothing is known of the workers yet"
     return f"{_images(found.images)}, {found.evaluations:,} evaluations: {when}"
+
+
+def _soon(eta: "Eta") -> str:
+    return f"in about {eta.p50:.1f} s, 9 times in 10 within {eta.p90:.1f} s"
 
 
 def _images(count: int) -> str:

@@ -1,5 +1,6 @@
 """A real Redis server for the whole run; every test has a queue of its own in it."""
 
+import math
 import os
 import re
 import subprocess
@@ -13,7 +14,8 @@ import httpx
 import pytest
 import redis
 
-from bench.running import until
+from bench.running import Service, running, until
+from bench.stores import exact_checkpoint
 from service.api import create_app
 from service.embedded import die_with_parent, find_server, server_command
 from service.queue import Queue
@@ -41,6 +43,17 @@ def redis_url() -> Iterator[str]:
                 until(client.ping)
             yield f"unix://{socket}"
             process.terminate()
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A whole service with models that are loaded at once: of two classes and of none."""
+    store = tmp_path_factory.mktemp("live")
+    exact_checkpoint(store, 2.0)
+    exact_checkpoint(store, 128.0)
+    exact_checkpoint(store, math.inf, "plain", classes=0)
+    with running(model_store=store, compile=False) as service:
+        yield service
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A client of the service, for programs and notebooks: blocking, and for asyncio and trio.
+"""A client of the service, for programs and notebooks: blocking, and for asyncio.
 
     from service.client import Client
 

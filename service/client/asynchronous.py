@@ -1,11 +1,11 @@
-"""The client for asyncio and trio: the calls of `blocking`, awaited."""
+"""The client for asyncio: the calls of `blocking`, awaited."""
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
-import anyio
 import httpx
 from tenacity import AsyncRetrying
 
@@ -132,7 +132,7 @@ class AsyncClient:
                     async for chunk in answer.aiter_bytes():
                         for event in following.take(chunk):
                             yield event
-            await anyio.sleep(following.pause_seconds)
+            await asyncio.sleep(following.pause_seconds)
 
 
 class AsyncSubmitted:
