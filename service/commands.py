@@ -315,7 +315,9 @@ def models(reach: Reach) -> None:
 @given(reach=Reach)
 def reproduce(
     *,
-    picture: Annotated[Path, typer.Argument(help="A PNG of this service: a grid, one image, or a trajectory.")],
+    picture: Annotated[
+        Path, typer.Argument(metavar="PICTURE", help="A PNG of this service: a grid, one image, or a trajectory.")
+    ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the picture made again.")] = None,
     reach: Reach,
 ) -> None:
@@ -332,7 +334,7 @@ def reproduce(
 
     try:
         known = open_picture(picture)
-    except (NoWord, OSError) as error:
+    except NoWord as error:
         reach.fail({"code": "not-reproducible", "detail": str(error)}, str(error))
     if output:
         _check_files(output, None)

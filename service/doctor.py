@@ -1,6 +1,7 @@
 """The command `pfgmpp doctor`: what is wrong with a service, as seen from here, and what to do about it."""
 
 import json
+import os
 import platform
 import shutil
 import time
@@ -90,7 +91,8 @@ def doctor(
 
 def _show(finding: Finding) -> None:
     colour = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "FAIL": typer.colors.RED}[finding.level]
-    typer.echo(f"{typer.style(f'{finding.level:<4}', fg=colour)}  {finding.about}: {finding.found}")
+    line = f"{typer.style(f'{finding.level:<4}', fg=colour)}  {finding.about}: {finding.found}"
+    typer.echo(line, color=False if "NO_COLOR" in os.environ else None)
     if finding.advice:
         typer.echo(f"      -> {finding.advice}")
 

@@ -72,14 +72,16 @@ class Comparison:
 
 
 def open_picture(path: Path) -> Known:
-    """A picture, with what it says of itself. Raises NoWord, or OSError when it cannot be read."""
+    """A picture, with what it says of itself. Raises NoWord."""
     try:
         with Image.open(path) as image:
             image.load()
             text, pixels = getattr(image, "text", None), _pixels(image)
     except UnidentifiedImageError as error:
         raise NoWord(f"{path}: is no picture") from error
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except FileNotFoundError as error:
+        raise NoWord(f"{path}: there is no such file") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise NoWord(f"{path}: cannot be decoded ({error})") from error
     if not text:
         raise NoWord(
