@@ -40,7 +40,12 @@ def bench(
     output: Annotated[Path, typer.Option("-o", "--output", help="The JSON to write.")] = Path("bench.json"),
     plot: Annotated[Path | None, typer.Option(help="The PNG to draw.")] = None,
 ) -> None:
-    """Measure how fast this machine serves; all of it takes about an hour on two CPU cores, one thread a process."""
+    """Measure how fast this machine serves; all of it takes about an hour on two CPU cores, one thread a process.
+
+    \b
+    Example:
+      pfgmpp bench service load --quick --plot bench.png
+    """
     # Before torch is imported: what is compared has one thread, as a worker has.
     os.environ |= {"OMP_NUM_THREADS": "1"}
     wrong = [part for part in parts or () if part not in PARTS]

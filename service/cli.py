@@ -45,9 +45,13 @@ ASKING = (
 
 SECTIONS = {
     "Ask a service": tuple(command.__name__ for command in ASKING),
-    "Run a service": ("serve", "api", "worker", "keys", "doctor"),
+    "Run a service": ("serve", "api", "worker", "keys", "doctor", "bench"),
 }
 """Of the help; what is in none is under `Make and judge models`."""
+
+
+LONGEST_HELP = 200
+"""Letters of what is said of a command in the list; they are wrapped."""
 
 
 class Sections(TyperGroup):
@@ -59,9 +63,8 @@ class Sections(TyperGroup):
         others = tuple(name for name in self.list_commands(ctx) if name not in named)
         for title, names in {**SECTIONS, "Make and judge models": others}.items():
             shown = [(name, self.commands[name]) for name in names if name in self.commands]
-            width = formatter.width - 6 - max(len(name) for name in self.commands)
             with formatter.section(title):
-                formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in shown])
+                formatter.write_dl([(name, command.get_short_help_str(LONGEST_HELP)) for name, command in shown])
 
 
 app = typer.Typer(
