@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
@@ -53,7 +53,7 @@ class AsyncClient:
         """Make a job and do not wait for it. With a key of your own, the same call later finds the same job."""
         return AsyncSubmitted(self, await self.ask(asks.submission(fields, idempotency_key)))
 
-    async def map(self, requests: Iterable[SampleFields], *, in_flight: int = 4) -> AsyncIterator[Images]:
+    async def map(self, requests: Iterable[SampleFields], *, in_flight: int = 4) -> AsyncGenerator[Images, None]:
         """The images of many requests, in their order, as they are done; so many jobs at a time are with the service.
 
         When one fails, or the iteration is closed early, those that are not done are canceled.
@@ -63,9 +63,13 @@ class AsyncClient:
             for request in requests:
                 jobs.append(await self.submit(**request))
                 if len(jobs) >= in_flight:
-                    yield await jobs.popleft().result()
+                    images = await jobs[0].result()
+                    jobs.popleft()
+                    yield images
             while jobs:
-                yield await jobs.popleft().result()
+                images = await jobs[0].result()
+                jobs.popleft()
+                yield images
         finally:
             for job in jobs:
                 with suppress(ClientError):
@@ -73,9 +77,9 @@ class AsyncClient:
 
     async def stream(
         self, *, per_job: int = 64, in_flight: int = 4, **fields: Unpack[SampleFields]
-    ) -> "AsyncIterator[Image]":
+    ) -> "AsyncGenerator[Image, None]":
         """Any number of images one by one, in order, as they are done: `count` is cut into jobs of `per_job`."""
-        async with aclosing(self.map(asks.portions(fields, per_job), in_flight=in_flight)) as done:  # type: ignore[type-var]
+        async with aclosing(self.map(asks.portions(fields, per_job), in_flight=in_flight)) as done:
             async for images in done:
                 for image in images:
                     yield image
@@ -86,7 +90,7 @@ class AsyncClient:
 
     async def jobs(
         self, status: Status | None = None, dataset: str | None = None, limit: int = 20
-    ) -> AsyncIterator[JobView]:
+    ) -> AsyncGenerator[JobView, None]:
         """The jobs of this caller, the last one first, `limit` at most."""
         cursor: str | None = ""
         while cursor is not None and limit > 0:
@@ -115,12 +119,12 @@ class AsyncClient:
         with self._exchange.reaching():
             request = self._http.build_request(ask.method, ask.path, **ask.options)
             answer = await self._http.send(request, stream=ask.is_stream)
-            if answer.is_error:
+            if not answer.is_success:
                 await answer.aread()
                 await answer.aclose()
         return self._exchange.read(ask, answer)
 
-    async def follow(self, job: JobView) -> AsyncIterator[Event]:
+    async def follow(self, job: JobView) -> AsyncGenerator[Event, None]:
         """The events of a job until it has ended; lost connections are made again."""
         following = Following(job, self._exchange.patience_seconds)
         while not following.is_over:
@@ -151,18 +155,20 @@ class AsyncSubmitted:
         """Its id, by which `AsyncClient.job` finds it."""
         return self.job.id
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """What happens to it, as it happens, until it has ended."""
-        async for event in self._client.follow(self.job):
-            self.job = event.job
-            yield event
+        async with aclosing(self._client.follow(self.job)) as events:
+            async for event in events:
+                self.job = event.job
+                yield event
 
     async def wait(self, progress: Watch = False) -> JobView:
         """It when it has ended, well or not."""
         if self.job.finished_at is None:
             with watching(progress) as see:
-                async for event in self.events():
-                    see(event)
+                async with aclosing(self.events()) as events:
+                    async for event in events:
+                        see(event)
         return self.job
 
     async def result(self, progress: Watch = False) -> Images:

@@ -68,9 +68,13 @@ class Client:
             for request in requests:
                 jobs.append(self.submit(**request))
                 if len(jobs) >= in_flight:
-                    yield jobs.popleft().result()
+                    images = jobs[0].result()
+                    jobs.popleft()
+                    yield images
             while jobs:
-                yield jobs.popleft().result()
+                images = jobs[0].result()
+                jobs.popleft()
+                yield images
         finally:
             for job in jobs:
                 with suppress(ClientError):
@@ -114,7 +118,7 @@ class Client:
         with self._exchange.reaching():
             request = self._http.build_request(ask.method, ask.path, **ask.options)
             answer = self._http.send(request, stream=ask.is_stream)
-            if answer.is_error:
+            if not answer.is_success:
                 answer.read()
                 answer.close()
         return self._exchange.read(ask, answer)
