@@ -130,8 +130,8 @@ def submit(request: "SampleFields", reach: Reach) -> None:
 def watch(job_id: JobId, reach: Reach) -> None:
     """Watch a job until it has ended.
 
-    The status is 0 if it succeeded, else 1. With --json every event is a line, the last of which is `finished`:
-    {"event": "queued|started|progress|finished", "job": {...}}.
+    The status is 0 if it succeeded, else 1. With --json every event is a line such as {"event": "progress", "job": {}};
+    the others are queued, started and, at the end, finished.
 
     \b
     Example:
