@@ -9,23 +9,37 @@ from fastapi import FastAPI
 
 from service import __version__
 from service.access import Keys
+from service.dialects import InferenceError, OpenAIError
 from service.door import Door
 from service.job import Message
-from service.openapi import complete
+from service.openapi import TAGS, complete
 from service.problems import ProblemDocument
 from service.redis_client import cancel as cancel_tasks
-from service.routes import events, health, jobs, models, new_router, results, status
+from service.routes import events, health, inference, jobs, models, new_router, openai, results, status
+from service.routes.openai import ImagesRequest
 from service.sample import SampleRequest
 from service.settings import Settings
 from service.store import open_store
+from service.tensors import InferRequest
 from service.wire import install
 
-ROUTERS = (health.open_router, jobs.router, events.router, results.router, models.router, status.router, health.router)
+ROUTERS = (
+    health.open_router,
+    jobs.router,
+    events.router,
+    results.router,
+    models.router,
+    status.router,
+    openai.router,
+    inference.open_router,
+    inference.router,
+    health.router,
+)
 
 webhooks = new_router(is_open=True)
 
 
-@webhooks.post("job", summary="An event of a job", status_code=204)
+@webhooks.post("job", tags=["webhooks"], summary="An event of a job", status_code=204)
 def on_event(message: Message) -> None:
     """Sent to the `webhook` of a request, signed as [Standard Webhooks](https://www.standardwebhooks.com) says.
 
@@ -57,6 +71,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="PFGM++ Serve",
         version=__version__,
         summary="Samples PFGM++ image models: one family with PFGM at D = 1 and diffusion at D = infinity.",
+        openapi_tags=TAGS,
+        servers=[{"url": "/", "description": "The service that says this."}],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         # Not by `include_router`, whose routes are matched twice and through one more layer: 35 us a request.
         routes=[route for router in ROUTERS for route in router.routes],
@@ -64,7 +80,16 @@ def create_app(settings: Settings) -> FastAPI:
         webhooks=webhooks,
         lifespan=lifespan,
     )
-    complete(app, SampleRequest, ProblemDocument)
+    complete(
+        app,
+        settings.keys_file is not None,
+        SampleRequest,
+        ProblemDocument,
+        ImagesRequest,
+        OpenAIError,
+        InferRequest,
+        InferenceError,
+    )
     app.state.keys = Keys(settings.keys_file) if settings.keys_file else None
     install(app, app.state.keys)
     return app

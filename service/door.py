@@ -8,7 +8,6 @@ from contextlib import suppress
 from hashlib import sha256
 from ipaddress import ip_address
 
-from pydantic import ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from service import metrics, results
@@ -36,7 +35,7 @@ from service.problems import (
     QueueFull,
     TooMany,
     UnknownModel,
-    invalid,
+    parsed,
     refused,
 )
 from service.queue import Queue, new_id
@@ -92,8 +91,8 @@ class Door:
 
     async def _resolved(self, body: bytes) -> Resolved:
         """The request in a body, with everything decided. Raises Draining, InvalidRequest, UnknownModel or NoWorker."""
-        self._check_open()
-        request, settings = parse(body), self.settings
+        self.check_open()
+        request, settings = parsed(SampleRequest, body), self.settings
         if request.webhook:
             check(request.webhook, settings)
         model = await self._model_for(request)
@@ -151,6 +150,21 @@ class Door:
         is_dataset_known = any(offered.dataset == request.dataset for offered in catalogue.models.values())
         detail = f"there is no {asked}; there is: {catalogue.describe()}"
         raise UnknownModel(detail, [FieldError(field="D" if is_dataset_known else "dataset", message=detail)])
+
+    async def named(self, name: str) -> OfferedModel:
+        """The model of a name such as `digits-d2048`, as `_model_for` finds it. Raises NoSuchModel or NoWorker."""
+        for is_fresh in (False, True):
+            catalogue = await self.catalogue(is_fresh)
+            if model := catalogue.models.get(name):
+                return model
+        if not catalogue.workers or any(model.name == name for model in catalogue.remembered):
+            raise NoWorker(
+                f"no worker holds a model {name[:128]!r} at present", retry_after_seconds=NO_WORKER_RETRY_SECONDS
+            )
+        raise NoSuchModel(
+            f"there is no model {name[:128]!r}; there is: {', '.join(catalogue.models)}",
+            [FieldError(field="model", message=f"must be one of: {', '.join(catalogue.models)}")],
+        )
 
     async def _queue_full(self, evaluations: int) -> QueueFull:
         """The refusal of more work, with the time after which so much will have been done."""
@@ -310,14 +324,14 @@ class Door:
         self._is_draining = True
         self.events.end_all()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         """Raise Draining when this process will end."""
         if self._is_draining:
             raise Draining("this server is about to stop", retry_after_seconds=DRAINING_RETRY_SECONDS)
 
     async def check_ready(self) -> Catalogue:
         """The catalogue, when Redis answers and a live worker holds a model. Raises Draining or NotReady."""
-        self._check_open()
+        self.check_open()
         try:
             catalogue = await self.catalogue(is_fresh=True)
         except RedisError as error:
@@ -356,14 +370,6 @@ class Door:
                     metrics.count_given_back(job)
             except RedisError as error:
                 log.warning("queue unreachable", reason=str(error))
-
-
-def parse(body: bytes) -> SampleRequest:
-    """The request in a body. Raises InvalidRequest naming each field that is wrong."""
-    try:
-        return SampleRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_context=False)) from error
 
 
 def _hash(body: bytes) -> str:

@@ -3,11 +3,16 @@
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
+
+M = TypeVar("M", bound=BaseModel)
 
 MOST_FIELD_ERRORS = 100
+
+SOME_JOB = "3f99f1bc697dea4bff1e3c0546c7d0b9"
+"""An id for examples."""
 
 
 class FieldError(BaseModel):
@@ -34,12 +39,21 @@ class Problem(Exception):
 
     status: HTTPStatus
     code: str
+    example: ClassVar[str]
+    """What its detail may be, for the OpenAPI document, and which field it names if any."""
+    example_field: ClassVar[str] = ""
 
     def __init__(self, detail: str, errors: Sequence[FieldError] = (), retry_after_seconds: float | None = None):
         super().__init__(detail)
         self.detail = detail
         self.errors = list(errors)
         self.retry_after_seconds = retry_after_seconds
+
+    @classmethod
+    def of_example(cls) -> Self:
+        """One as it may come."""
+        field, message = cls.example_field, cls.example.removeprefix(f"{cls.example_field}: ")
+        return cls(cls.example, [FieldError(field=field, message=message)] if field else [])
 
     @property
     def headers(self) -> dict[str, str]:
@@ -60,42 +74,60 @@ class Problem(Exception):
 
 class InvalidRequest(Problem):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request"
+    example = "steps: must be at most 256 for this model"
+    example_field = "steps"
 
 
 class UnknownModel(Problem):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "unknown-model"
+    example = "there is no dataset 'digits' with D = 3; there is: digits with D = 1, 128, 2048, inf"
+    example_field = "D"
 
 
 class NoSuchModel(Problem):
     status, code = HTTPStatus.NOT_FOUND, "unknown-model"
+    example = "there is no model 'digits-d3'; there is: digits-d1, digits-d128, digits-d2048, digits-dinf"
+    example_field = "model"
 
 
 class BodyTooLarge(Problem):
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body-too-large"
+    example = "the body is larger than 1,000,000 bytes"
 
 
 class NotJson(Problem):
     status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not-json"
+    example = "the body must be JSON: send it with the header `Content-Type: application/json`"
+
+
+class UnknownEncoding(Problem):
+    status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unknown-encoding"
+    example = "the Content-Encoding 'br' is not known; gzip and deflate are"
 
 
 class Incomplete(Problem):
     status, code = HTTPStatus.BAD_REQUEST, "incomplete-body"
+    example = "the connection was closed in the middle of the body"
 
 
 class TooSlow(Problem):
     status, code = HTTPStatus.REQUEST_TIMEOUT, "body-timeout"
+    example = "the body did not come within 30 seconds"
 
 
 class NotFound(Problem):
     status, code = HTTPStatus.NOT_FOUND, "not-found"
+    example = "there is no job 'f1bc697dea4bff1e3c0546c7d0b93f99'"
 
 
 class NotFinished(Problem):
     status, code = HTTPStatus.CONFLICT, "not-finished"
+    example = f"job {SOME_JOB} is running; follow it at /v1/jobs/{SOME_JOB}?wait=30"
 
 
 class Unauthorized(Problem):
     status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+    example = "a key is needed: send the header `Authorization: Bearer <key>`, with one that is valid"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -104,63 +136,99 @@ class Unauthorized(Problem):
 
 class Forbidden(Problem):
     status, code = HTTPStatus.FORBIDDEN, "forbidden"
+    example = "this is for keys of administrators"
 
 
 class TooMany(Problem):
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "too-many-requests"
+    example = "this key may submit 60 jobs a minute"
 
 
 class OverQuota(Problem):
     status, code = HTTPStatus.TOO_MANY_REQUESTS, "quota-exceeded"
+    example = "this key may have 50 jobs that have not ended, and has 50"
 
 
 class KeyConflict(Problem):
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency-key-reused"
+    example = "this Idempotency-Key came with another body before; take a new one for another request"
 
 
 class NoResult(Problem):
     status, code = HTTPStatus.CONFLICT, "no-result"
+    example = f"job {SOME_JOB} expired"
 
 
 class QueueFull(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "queue-full"
+    example = "19,999,000 network evaluations wait and this request adds 8,960; the limit is 20,000,000"
 
 
 class QueueUnavailable(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "queue-unavailable"
+    example = "the queue does not answer"
 
 
 class StoreUnavailable(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "store-unavailable"
+    example = f"the result of job {SOME_JOB} cannot be read at present: the store does not answer as it should"
 
 
 class NoWorker(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "no-worker"
+    example = "no worker holds dataset 'digits' with D = 2048 at present"
 
 
 class Draining(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "draining"
+    example = "this server is about to stop"
 
 
 class NotReady(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "not-ready"
+    example = "no live worker holds a model yet"
+
+
+class NotInTime(Problem):
+    status, code = HTTPStatus.GATEWAY_TIMEOUT, "not-finished-in-time"
+    example = "the images were not finished within 600 s; /v1/samples answers before they are"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-Should-Retry": "false"}  # as OpenAI's clients understand it: it would take as long again
 
 
 class Unexpected(Problem):
     status, code = HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error"
+    example = "something went wrong here; it has been logged"
 
 
 class Lost(Problem):
     status, code = HTTPStatus.GONE, "queue-lost"
+    example = f"Redis has lost its data, and job {SOME_JOB} with them if it was there; submit it again"
 
 
 class Gone(Problem):
     status, code = HTTPStatus.GONE, "result-expired"
+    example = f"job {SOME_JOB} ended more than 3600 s ago, and is no longer kept"
+
+
+def parsed(model: type[M], body: bytes) -> M:
+    """What a JSON body says. Raises InvalidRequest naming each field that is wrong."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_context=False)) from error
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     """The refusal for what pydantic found wrong with a request."""
     return refused([FieldError(field=_path(error["loc"]), message=_message(error)) for error in errors])
+
+
+def wrong(field: str, message: str) -> InvalidRequest:
+    """The refusal of a request for one field."""
+    return refused([FieldError(field=field, message=message)])
 
 
 def refused(fields: Sequence[FieldError]) -> InvalidRequest:

@@ -91,6 +91,12 @@ def _image(job: Job, piece: Piece, k: int, text: dict[str, str]) -> bytes:
     return png(piece.images[k], job.request["scale"], own)
 
 
+def images(store: ResultStore, job: Job) -> list[bytes]:
+    """All images of a job as PNGs. Raises OSError."""
+    text = text_of(job, "image")
+    return [_image(job, piece, k, text) for piece in pieces(store, job) for k in range(len(piece.images))]
+
+
 def trajectory_png(store: ResultStore, job: Job) -> bytes:
     """How the images came about, a row for each, as PNG. Raises OSError."""
     images, estimates = (store.array(job.id, name) for name in ("images.npy", TRAJECTORY))

@@ -24,6 +24,8 @@ from service.store import ResultStore
 
 MAX_SEED = 2**63 - 1
 
+MOST_SCALE = 16
+
 TRAJECTORY = "trajectory.npy"
 """The file of a job that holds its estimates [n, steps, H, W, C], if they were kept."""
 
@@ -61,39 +63,43 @@ LabelField = Annotated[
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
-class SampleRequest(SamplingOptions):
-    """The body of `POST /v1/samples`."""
+class SampleOptions(SamplingOptions):
+    """What may be chosen of a job whichever images it is for, and whatever protocol it comes by."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra={"examples": [{"dataset": "digits", "D": 2048, "count": 16, "label": 7, "scale": 8}]},
-    )
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    dataset: str = Field(max_length=64, description="As listed by /v1/models.")
-    D: DimensionField = Field(description='Augmentation dimension, or "inf".')
     steps: int | None = Field(None, ge=2, description="Noise levels of the path; the model's default if left out.")
     precision: Precision | None = Field(
         None,
         description="exact: float32, the same bytes on the same kind of device. fast: as quick as the device allows, "
         "with a difference nobody can see. The service's default if left out or null.",
     )
+    priority: int = Field(0, ge=0, le=9, description="Jobs of a higher one go first.")
+    deadline_seconds: float | None = Field(
+        None, gt=0, le=604_800, description="From submission; a job that has not begun by then expires."
+    )
+    webhook: Webhook | None = Field(None, description="Whom to tell of the job.")
+
+
+class SampleRequest(SampleOptions):
+    """The body of `POST /v1/samples`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"dataset": "digits", "D": 2048, "count": 16, "label": 7, "scale": 8}]},
+    )
+
+    dataset: str = Field(max_length=64, description="As listed by /v1/models.")
+    D: DimensionField = Field(description='Augmentation dimension, or "inf".')
     count: int = Field(1, ge=1, description="Images.")
     seed: Seed | None = Field(None, description="Image k has seed + k; drawn if left out.")
     seeds: list[Seed] | None = Field(None, description="One seed per image.")
     label: LabelField | None = Field(None, description="Class of all images; drawn from each seed if left out.")
     labels: list[LabelField] | None = Field(None, description="One class per image.")
     columns: int | None = Field(None, ge=1, description="Of the grid; about as many as rows if left out.")
-    scale: int = Field(1, ge=1, le=16, description="Enlargement of the PNGs, nearest neighbour.")
+    scale: int = Field(1, ge=1, le=MOST_SCALE, description="Enlargement of the PNGs, nearest neighbour.")
     previews: int = Field(
         0, ge=0, le=64, description="How often, evenly spread over the evaluations, `events` show what is there so far."
     )
-    priority: int = Field(0, ge=0, le=9, description="Jobs of a higher one go first.")
-    deadline_seconds: float | None = Field(
-        None, gt=0, le=604_800, description="From submission; a job that has not begun by then expires."
-    )
-    webhook: Webhook | None = Field(None, description="Whom to tell of the job.")
 
 
 class Resolved(Sampling):
@@ -163,7 +169,7 @@ def resolve(
     columns = request.columns or math.ceil(math.sqrt(request.count))
     if columns > request.count:
         checks.add("columns", f"must be at most count, {request.count}")
-    size = (request.window.height, request.window.width) if request.window else (model.resolution, model.resolution)
+    size = size_of(request, model)
     height, width = grid_shape(request.count, min(columns, request.count), size)
     if height * width * request.scale**2 > max_pixels:
         checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
@@ -191,6 +197,12 @@ def resolve(
         deadline_seconds=request.deadline_seconds,
         webhook=request.webhook,
     )
+
+
+def size_of(request: SamplingOptions, model: OfferedModel) -> tuple[int, int]:
+    """Height and width of the images, before they are enlarged."""
+    window = request.window
+    return (window.height, window.width) if window else (model.resolution, model.resolution)
 
 
 def _guide_faults(sampling: Sampling, model: OfferedModel) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
 from service.access import Anyone, Caller, Keys
+from service.dialects import dialect_of
 from service.events import Patience, Wish
 from service.problems import (
     BodyTooLarge,
@@ -55,20 +56,30 @@ IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "example": "9f0c2f0e-digits",
     "description": "The same key and body answer the same job for a day, so that a submission can be repeated.",
 }
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
-async def read_json_body(request: Request, max_bytes: int) -> bytes:
-    """The body of a JSON request, read no further than it may be long.
+def content_type(request: Request) -> str:
+    """The media type of a request's body; "" if it says none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    Raises NotJson, BodyTooLarge, TooSlow, or Incomplete when the client went away.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+
+async def read_json_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a JSON request. Raises NotJson, or as `read_body`."""
+    if content_type(request) != "application/json":
         raise NotJson("the body must be JSON: send it with the header `Content-Type: application/json`")
+    return await read_body(request, max_bytes)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a request, read no further than it may be long.
+
+    Raises BodyTooLarge, TooSlow, or Incomplete when the client went away.
+    """
     too_large = BodyTooLarge(f"the body is larger than {max_bytes:,} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
@@ -146,11 +157,20 @@ def patience_of(request: Request, seconds: float, wish: Wish = "change") -> Iter
 
 
 def answer(request: Request, problem: Problem) -> JSONResponse:
-    """A problem as `application/problem+json`."""
-    document = problem.document(request.url.path)
+    """A problem as `application/problem+json`, or as the protocol has it that is spoken on that path."""
+    path = request.url.path
+    dialect = dialect_of(path)
     return JSONResponse(
-        document.model_dump(mode="json"), problem.status, problem.headers, media_type="application/problem+json"
+        dialect.document(problem, path).model_dump(mode="json"),
+        dialect.status(problem),
+        problem.headers,
+        media_type=dialect.media_type,
     )
+
+
+def queue_unavailable() -> QueueUnavailable:
+    """What an error of Redis is to a client."""
+    return QueueUnavailable("the queue does not answer", retry_after_seconds=QUEUE_RETRY_SECONDS)
 
 
 def install(app: FastAPI, keys: Keys | None) -> None:
@@ -174,7 +194,7 @@ def install(app: FastAPI, keys: Keys | None) -> None:
 
     @app.exception_handler(RedisError)
     async def on_redis(request: Request, error: RedisError) -> JSONResponse:
-        return answer(request, QueueUnavailable("the queue does not answer", retry_after_seconds=QUEUE_RETRY_SECONDS))
+        return answer(request, queue_unavailable())
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
@@ -197,7 +217,7 @@ class Guard:
     Without a key there are only the paths that say how the service is, and how it is used.
     """
 
-    OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs", "/redoc"})
+    OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/redoc"})
     HEADERS = (
         (b"x-content-type-options", b"nosniff"),
         (b"x-frame-options", b"DENY"),

@@ -28,11 +28,12 @@ from service.wire import BODY_SECONDS
 CONFIG = """
 [checks.positive_data_acceptance]
 # What fits the schema may still not fit the model, or what else is asked for.
-expected-statuses = ["2xx", 401, 403, 404, 409, 410, 422, 429, 503]
+expected-statuses = ["2xx", 304, 400, 401, 403, 404, 409, 410, 422, 429, 503]
 """
 
 OFFERED = {"dataset": "points", "D": 2}
-"""What the service has."""
+MODEL = "points-d2"
+"""What the service has, and its name."""
 
 PLAIN = {
     **{name: {"enum": [value]} for name, value in OFFERED.items()},
@@ -44,6 +45,37 @@ PLAIN = {
     "priority": {"type": "integer", "minimum": 0, "maximum": 9},
 }
 """Fields of a request that is accepted."""
+
+SAMPLING = {name: PLAIN[name] for name in ("steps", "trajectory", "priority")}
+FEW = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**40}, "minItems": 2, "maxItems": 2}
+SHIMS = {
+    "ImagesRequest": {
+        **{name: {"enum": [value]} for name, value in {"model": MODEL, "prompt": "any"}.items()},
+        **SAMPLING,
+        "n": PLAIN["count"],
+        "seed": PLAIN["seed"],
+        "size": {"enum": ["auto"]},
+        "response_format": {"enum": ["b64_json", "url"]},
+    },
+    "InputTensor": {
+        **{name: {"enum": [value]} for name, value in {"name": "seed", "shape": [2], "datatype": "INT64"}.items()},
+        "data": FEW,
+    },
+    "InferParameters": {**SAMPLING, "binary_data_output": {"type": "boolean"}},
+    "InferRequest": {
+        "id": {"type": "string"},
+        "inputs": {
+            "type": "array",
+            "items": {"$ref": "#/components/schemas/InputTensor"},
+            "minItems": 1,
+            "maxItems": 1,
+        },
+        "parameters": {"$ref": "#/components/schemas/InferParameters"},
+    },
+}
+"""The same in the words of other protocols."""
+
+REQUIRED = {"ImagesRequest": ["model", "prompt"], "InputTensor": ["name", "shape", "datatype", "data"]}
 
 ALIVE_SECONDS = 5.0
 """Within which the service must answer, whatever else is sent to it."""
@@ -89,12 +121,18 @@ class Fuzzed(NamedTuple):
 
 def narrowed(document: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI document of requests that are accepted, so that what lies behind them is reached."""
-    document["components"]["schemas"]["SampleRequest"] |= {"properties": PLAIN, "required": list(OFFERED)}
+    schemas = document["components"]["schemas"]
+    schemas["SampleRequest"] |= {"properties": PLAIN, "required": list(OFFERED)}
+    for name, properties in SHIMS.items():
+        schemas[name]["properties"] = properties
+        schemas[name]["required"] = REQUIRED.get(name, schemas[name].get("required", []))
     for path, methods in document["paths"].items():
         for operation in methods.values():
             for parameter in operation.get("parameters", ()):
                 if path.startswith("/v1/models/") and parameter["name"] in OFFERED:
                     parameter["schema"] = {"enum": [str(OFFERED[parameter["name"]])]}
+                if parameter["name"] == "model_name":
+                    parameter["schema"] = {"enum": [MODEL]}
     return document
 
 

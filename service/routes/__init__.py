@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 
 from service.access import Caller
+from service.dialects import PROBLEMS, Dialect
 from service.door import Door
 from service.openapi import problem_responses
 from service.problems import Forbidden, Unauthorized
@@ -14,9 +15,9 @@ def _operation(route: APIRoute) -> str:
     return route.name
 
 
-def new_router(*, is_open: bool = False) -> APIRouter:
+def new_router(*, is_open: bool = False, dialect: Dialect = PROBLEMS) -> APIRouter:
     """A router whose operations are named as their functions; of open ones no key is asked."""
-    responses = None if is_open else problem_responses(Unauthorized)
+    responses = None if is_open else problem_responses(Unauthorized, dialect=dialect)
     return APIRouter(responses=responses, generate_unique_id_function=_operation)
 
 

@@ -14,7 +14,7 @@ from service.door import Door
 from service.events import Patience
 from service.job import Job
 from service.logs import get_logger
-from service.openapi import problem_responses
+from service.openapi import EVENTS, problem_responses
 from service.problems import Gone, InvalidRequest, Lost, NotFound, QueueUnavailable
 from service.routes import caller_of, door_of, new_router
 from service.stream import Kind, Known, PreviewEvent, ProgressEvent, message, news
@@ -25,6 +25,7 @@ HEARTBEAT_SECONDS = 15.0
 MOST_JOBS = 32
 """On one stream."""
 
+HEARTBEAT = ": heartbeat\n\n"
 RECONNECT = "retry: 1000\n\n"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -40,7 +41,7 @@ class EventStream(StreamingResponse):
 
 
 STREAMS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Server-sent events."},
+    200: {"description": "Server-sent events.", "content": EVENTS},
     204: {"description": "The last event was the end: there is no more to come."},
 }
 
@@ -102,7 +103,7 @@ async def _stream(door: Door, known: Known, seconds: float) -> AsyncGenerator[st
                 yield text
                 spoke = loop.time()
             if loop.time() - spoke > HEARTBEAT_SECONDS:
-                yield ": heartbeat\n\n"
+                yield HEARTBEAT
                 spoke = loop.time()
 
 

@@ -6,7 +6,7 @@ from fastapi import Query, Request, Response
 
 from service import results
 from service.job import CURSOR, Estimate, Eta, Job, JobList, JobView, Status
-from service.openapi import JOB_LINKS, SAMPLE_BODY, problem_responses
+from service.openapi import JOB_LINKS, LOCATION, SAMPLE_BODY, header, problem_responses
 from service.problems import (
     BodyTooLarge,
     Draining,
@@ -44,6 +44,9 @@ router = new_router()
 REFUSALS = (BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable, Draining)
 """What may be wrong with a request for images."""
 
+SUBMITTED = LOCATION | {"Preference-Applied": header("With `Prefer: wait=N`: that it was heeded.", "wait=30")}
+"""Headers of the answer to a submission."""
+
 WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the next change of status.")]
 
 
@@ -59,8 +62,9 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
             "content": PNG["content"],
             "description": "With `Prefer: wait=N`: the job has ended; with `Accept: image/png`, its grid.",
             "links": JOB_LINKS,
+            "headers": SUBMITTED,
         },
-        202: {"description": "It is queued.", "links": JOB_LINKS},
+        202: {"description": "It is queued.", "links": JOB_LINKS, "headers": SUBMITTED},
         **problem_responses(*REFUSALS, KeyConflict, NoResult, Gone, StoreUnavailable, TooMany, OverQuota),
     },
     openapi_extra={"parameters": [PREFER_WAIT, IDEMPOTENCY_KEY], "requestBody": SAMPLE_BODY},
@@ -140,6 +144,7 @@ async def job(job_id: str, request: Request, wait: WaitSeconds = 0) -> Response:
     status_code=202,
     tags=["jobs"],
     summary="Cancel a job",
+    response_description="It ends.",
     response_model=JobView,
     responses={
         200: {"model": JobView, "description": "It had already ended."},
@@ -160,6 +165,7 @@ async def cancel(job_id: str, request: Request) -> Response:
     status_code=204,
     tags=["jobs"],
     summary="Erase a job",
+    response_description="It is erased.",
     response_class=Response,
     responses=problem_responses(NotFound, Gone, Lost, QueueUnavailable),
 )

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from fastapi import Request, Response
 
@@ -11,7 +11,7 @@ from service import results
 from service.door import Door
 from service.job import Job
 from service.logs import get_logger
-from service.openapi import problem_responses
+from service.openapi import KNOWN_TAG, RESULT_HEADERS, problem_responses
 from service.picture import Damaged
 from service.problems import (
     Gone,
@@ -26,15 +26,28 @@ from service.routes import caller_of, door_of, new_router
 
 log = get_logger()
 
+T = TypeVar("T")
+
 router = new_router()
 
-PNG = {"content": {"image/png": {}}, "description": "The picture."}
-NPZ = {"content": {"application/octet-stream": {}}, "description": "A file for `numpy.load`."}
-ZIP = {"content": {"application/zip": {}}, "description": "A ZIP of PNG files."}
-GIF = {"content": {"image/gif": {}}, "description": "The film."}
+
+def _file(media_type: str, description: str) -> dict[str, Any]:
+    """The answer of a route to a result."""
+    return {"content": {media_type: {}}, "description": description, "headers": RESULT_HEADERS}
+
+
+PNG = _file("image/png", "The picture.")
+NPZ = _file("application/octet-stream", "A file for `numpy.load`.")
+ZIP = _file("application/zip", "A ZIP of PNG files.")
+GIF = _file("image/gif", "The film.")
 
 NO_PICTURE = (NotFound, NotFinished, NoResult, Gone, Lost, QueueUnavailable, StoreUnavailable)
 """Why there may be no picture of a job."""
+
+SAME = {304: {"description": "The client has it: `If-None-Match` named its `ETag`."}, **problem_responses(*NO_PICTURE)}
+"""What routes to results answer without one."""
+
+IF_NONE_MATCH = {"parameters": [KNOWN_TAG]}
 
 STORE_RETRY_SECONDS = 5.0
 
@@ -44,7 +57,8 @@ STORE_RETRY_SECONDS = 5.0
     tags=["results"],
     summary="All images of a job as one picture",
     response_class=Response,
-    responses={200: PNG, **problem_responses(*NO_PICTURE)},
+    responses={200: PNG, **SAME},
+    openapi_extra=IF_NONE_MATCH,
 )
 async def grid(job_id: str, request: Request) -> Response:
     """The grid as PNG; its text chunks hold what it takes to make it again."""
@@ -63,7 +77,8 @@ async def grid_of(door: Door, job: Job) -> Response:
     tags=["results"],
     summary="One image of a job",
     response_class=Response,
-    responses={200: PNG, **problem_responses(*NO_PICTURE)},
+    responses={200: PNG, **SAME},
+    openapi_extra=IF_NONE_MATCH,
 )
 async def image(job_id: str, k: str, request: Request) -> Response:
     """Image k, counted from 0, as PNG, enlarged as the job's `scale` says; its text chunks tell its seed and class."""
@@ -79,7 +94,8 @@ async def image(job_id: str, k: str, request: Request) -> Response:
     tags=["results"],
     summary="All images of a job for numpy",
     response_class=Response,
-    responses={200: NPZ, **problem_responses(*NO_PICTURE)},
+    responses={200: NPZ, **SAME},
+    openapi_extra=IF_NONE_MATCH,
 )
 async def images_npz(job_id: str, request: Request) -> Response:
     """Arrays `images` [n, H, W, C] of bytes, `index` [n] (their places in the job), `seeds` and, if any, `labels`."""
@@ -94,7 +110,8 @@ async def images_npz(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="All images of a job as files",
     response_class=Response,
-    responses={200: ZIP, **problem_responses(*NO_PICTURE)},
+    responses={200: ZIP, **SAME},
+    openapi_extra=IF_NONE_MATCH,
 )
 async def images_zip(job_id: str, request: Request) -> Response:
     """A PNG for every image, named by its place in the job, and the job itself as `job.json`."""
@@ -109,7 +126,8 @@ async def images_zip(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="How the images of a job came about, as a film",
     response_class=Response,
-    responses={200: GIF, **problem_responses(*NO_PICTURE)},
+    responses={200: GIF, **SAME},
+    openapi_extra=IF_NONE_MATCH,
 )
 async def trajectory_film(job_id: str, request: Request) -> Response:
     """The grids of the denoised estimates of every step, then of the images; of jobs with `trajectory`."""
@@ -121,7 +139,8 @@ async def trajectory_film(job_id: str, request: Request) -> Response:
     tags=["results"],
     summary="How the images of a job came about, side by side",
     response_class=Response,
-    responses={200: PNG, **problem_responses(*NO_PICTURE)},
+    responses={200: PNG, **SAME},
+    openapi_extra=IF_NONE_MATCH,
 )
 async def trajectory_picture(job_id: str, request: Request) -> Response:
     """A row for every image: the denoised estimates of every step, then itself; of jobs with `trajectory`."""
@@ -148,15 +167,19 @@ def _known(request: Request, job: Job, name: str) -> Response | None:
 
 async def _result(job: Job, name: str, content: Callable[[], bytes], media_type: str = "image/png") -> Response:
     """A picture of a job, or all of them; `content` reads or makes it in a thread. Raises Gone or StoreUnavailable."""
+    return Response(await fetched(job, content), media_type=media_type, headers=_result_headers(job, name))
+
+
+async def fetched(job: Job, content: Callable[[], T]) -> T:
+    """What `content`, in a thread, makes of the result of a job. Raises Gone or StoreUnavailable."""
     try:
-        picture = await asyncio.to_thread(content)
+        return await asyncio.to_thread(content)
     except (FileNotFoundError, Damaged) as error:
         raise Gone(f"the result of job {job.id} is no longer in the store") from error
     except OSError as error:
         log.warning("result not read", job=job.id, reason=str(error))
         detail = f"the result of job {job.id} cannot be read at present: the store does not answer as it should"
         raise StoreUnavailable(detail, retry_after_seconds=STORE_RETRY_SECONDS) from error
-    return Response(picture, media_type=media_type, headers=_result_headers(job, name))
 
 
 def _result_headers(job: Job, name: str) -> dict[str, str]:
