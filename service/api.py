@@ -15,7 +15,7 @@ from service.job import Message
 from service.openapi import TAGS, complete
 from service.problems import ProblemDocument
 from service.redis_client import cancel as cancel_tasks
-from service.routes import events, health, inference, jobs, models, new_router, openai, results, status
+from service.routes import docs, events, health, inference, jobs, models, new_router, openai, results, status
 from service.routes.openai import ImagesRequest
 from service.sample import SampleRequest
 from service.settings import Settings
@@ -25,6 +25,7 @@ from service.wire import install
 
 ROUTERS = (
     health.open_router,
+    docs.router,
     jobs.router,
     events.router,
     results.router,
@@ -76,6 +77,8 @@ def create_app(settings: Settings) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         # Not by `include_router`, whose routes are matched twice and through one more layer: 35 us a request.
         routes=[route for router in ROUTERS for route in router.routes],
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,
         webhooks=webhooks,
         lifespan=lifespan,

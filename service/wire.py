@@ -60,6 +60,9 @@ IDEMPOTENCY_KEY = {
     "description": "The same key and body answer the same job for a day, so that a submission can be repeated.",
 }
 
+POLICY = b"content-security-policy"
+"""Pages have their own; what is no page may load nothing."""
+
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -217,14 +220,16 @@ class Guard:
     Without a key there are only the paths that say how the service is, and how it is used.
     """
 
-    OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs", "/redoc"})
+    OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"})
+    DOCS = "/docs/"
+    """Before the names of what the page at `/docs` is made of."""
     HEADERS = (
         (b"x-content-type-options", b"nosniff"),
         (b"x-frame-options", b"DENY"),
         (b"referrer-policy", b"no-referrer"),
         (b"cross-origin-resource-policy", b"same-origin"),
     )
-    STRICT = (*HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"))
+    STRICT = (*HEADERS, (POLICY, b"default-src 'none'; frame-ancestors 'none'"))
 
     def __init__(self, app: ASGIApp, keys: Keys | None):
         self.app, self.keys = app, keys
@@ -233,12 +238,12 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # The pages of documentation load scripts from elsewhere.
-        added = self.HEADERS if scope["path"] in {"/docs", "/redoc"} else self.STRICT
 
         async def harden(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *added]
+                headers = list(message.get("headers", ()))
+                is_page = any(name == POLICY for name, _ in headers)
+                message["headers"] = [*headers, *(self.HEADERS if is_page else self.STRICT)]
             await send(message)
 
         try:
@@ -250,7 +255,7 @@ class Guard:
 
     def _caller(self, scope: Scope) -> Caller:
         """Who asks. Raises Unauthorized, or NotReady while nobody is known."""
-        if self.keys is None or scope["path"] in self.OPEN:
+        if self.keys is None or scope["path"] in self.OPEN or scope["path"].startswith(self.DOCS):
             return Anyone()
         if not self.keys.is_readable:
             raise NotReady(
