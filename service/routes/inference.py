@@ -13,7 +13,16 @@ from service.dialects import INFERENCE
 from service.door import Door
 from service.job import Job
 from service.openapi import body_of, header, problem_responses
-from service.problems import Draining, NoSuchModel, NotJson, NotReady, NoWorker, QueueUnavailable, wrong
+from service.problems import (
+    Draining,
+    NoSuchModel,
+    NotJson,
+    NotReady,
+    NoWorker,
+    QueueUnavailable,
+    UnknownEncoding,
+    wrong,
+)
 from service.routes import door_of, new_router
 from service.routes.results import fetched
 from service.routes.whole import REFUSALS, finished_job
@@ -176,7 +185,7 @@ INFER: dict[str, Any] = {
             "content": {"application/octet-stream": {}},
             "headers": {HEADER_LENGTH: header("How many bytes of the answer are JSON, if there are others.", "412")},
         },
-        **problem_responses(*REFUSALS, dialect=INFERENCE),
+        **problem_responses(*REFUSALS, UnknownEncoding, dialect=INFERENCE),
     },
     "openapi_extra": {
         "requestBody": body_of(InferRequest, "application/octet-stream"),
