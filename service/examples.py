@@ -7,7 +7,6 @@ from pydantic import BaseModel
 
 from models.sampling import SOLVER_FACTS
 from service.catalogue import OfferedModel, ServiceStatus, WorkerView
-
 from service.job import Estimate, Eta, Job, JobList, Message, moment
 from service.kinds import KINDS
 from service.messages import ModelQueue
