@@ -15,7 +15,7 @@ from service.job import Message
 from service.openapi import TAGS, complete
 from service.problems import ProblemDocument
 from service.redis_client import cancel as cancel_tasks
-from service.routes import docs, events, health, inference, jobs, models, new_router, openai, results, status
+from service.routes import docs, events, health, inference, jobs, models, new_router, openai, page, results, status
 from service.routes.openai import ImagesRequest
 from service.sample import SampleRequest
 from service.settings import Settings
@@ -25,6 +25,7 @@ from service.wire import install
 
 ROUTERS = (
     health.open_router,
+    page.router,
     docs.router,
     jobs.router,
     events.router,
@@ -93,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         InferRequest,
         InferenceError,
     )
+    app.state.page = page.read_files()
     app.state.keys = Keys(settings.keys_file) if settings.keys_file else None
     install(app, app.state.keys)
     return app

@@ -220,9 +220,9 @@ class Guard:
     Without a key there are only the paths that say how the service is, and how it is used.
     """
 
-    OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"})
-    DOCS = "/docs/"
-    """Before the names of what the page at `/docs` is made of."""
+    OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"})
+    OPEN_BELOW = ("/page/", "/docs/")
+    """Before the names of what the pages at `/` and `/docs` are made of."""
     HEADERS = (
         (b"x-content-type-options", b"nosniff"),
         (b"x-frame-options", b"DENY"),
@@ -255,7 +255,7 @@ class Guard:
 
     def _caller(self, scope: Scope) -> Caller:
         """Who asks. Raises Unauthorized, or NotReady while nobody is known."""
-        if self.keys is None or scope["path"] in self.OPEN or scope["path"].startswith(self.DOCS):
+        if self.keys is None or scope["path"] in self.OPEN or scope["path"].startswith(self.OPEN_BELOW):
             return Anyone()
         if not self.keys.is_readable:
             raise NotReady(

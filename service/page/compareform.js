@@ -1,0 +1,146 @@
+/** The form of what is compared: one request, for several D or numbers of steps. */
+
+import { estimate } from "./api.js";
+import { el } from "./dom.js";
+import { ChoiceField, NumberField, TextField } from "./fields.js";
+import { Form } from "./form.js";
+import { evaluationsOf } from "./levels.js";
+import { dimensionOf } from "./request.js";
+import { dimension } from "./words.js";
+
+/** @import { Estimate, SampleRequest } from "./types.js" */
+
+const MOST_IMAGES = 16;
+
+/** The API's own limit. */
+const MOST_PREVIEWS = 64;
+
+export class CompareForm extends Form {
+  makeFields() {
+    const { name } = this;
+    const { dataset, D, label, labels, solver, steps, seed } = super.makeFields();
+    const by = new ChoiceField(name, "by", "What differs");
+    by.offer(
+      [
+        { value: "D", text: "D" },
+        { value: "steps", text: "Steps" },
+      ],
+      "D",
+    );
+    const all = new ChoiceField(name, "Ds", "D", {
+      isMany: true,
+      hint: "How many dimensions the data gains: 1 is PFGM, ∞ is diffusion.",
+    });
+    const sweep = new TextField(name, "sweep", "Steps", { hint: "A list with commas." });
+    sweep.value = "4, 8, 18, 36, 64";
+    const count = new NumberField(name, "count", "Images", { min: 1, max: MOST_IMAGES, value: "8" });
+    return { by, dataset, Ds: all, D, label, labels, count, steps, sweep, solver, seed };
+  }
+
+  /** @returns {HTMLElement[]} */
+  layout() {
+    const { by, dataset, Ds, D, label, labels, count, steps, sweep, solver, seed } = this.fields;
+    return [
+      by.element,
+      dataset.element,
+      Ds.element,
+      D.element,
+      label.element,
+      labels.element,
+      el("div", { class: "pair" }, count.element, steps.element),
+      sweep.element,
+      solver.element,
+      seed.element,
+    ];
+  }
+
+  /** @returns {"D" | "steps"} */
+  get by() {
+    return this.fields.by.value === "steps" ? "steps" : "D";
+  }
+
+  adapt() {
+    const { Ds, D, steps, sweep } = this.fields;
+    Ds.element.hidden = steps.element.hidden = this.by === "steps";
+    D.element.hidden = sweep.element.hidden = this.by === "D";
+    super.adapt();
+  }
+
+  adaptD() {
+    super.adaptD();
+    const options = this.ofDataset.map((model) => ({ value: String(model.D), text: dimension(model.D) }));
+    const { Ds } = this.fields;
+    const isNew =
+      Ds instanceof ChoiceField &&
+      Ds.inputs.map(({ value }) => value).join() !== options.map(({ value }) => value).join();
+    if (isNew) Ds.offer(options, options.map(({ value }) => value).join(","));
+  }
+
+  /** @returns {number[]} The numbers of steps to compare. */
+  get sweep() {
+    return this.fields.sweep.value
+      .split(",")
+      .map((part) => part.trim())
+      .filter(Boolean)
+      .map(Number);
+  }
+
+  read() {
+    const { request, errors } = super.read();
+    if (
+      this.by === "steps" &&
+      !(this.sweep.length && this.sweep.every((steps) => Number.isInteger(steps) && steps >= 2))
+    ) {
+      errors.push({ field: "sweep", message: "must be whole numbers from 2 on, such as 4, 8, 18" });
+    }
+    return { request, errors };
+  }
+
+  /**
+   * @param {SampleRequest} base
+   * @returns {SampleRequest[]} What to ask for.
+   */
+  requestsOf(base) {
+    if (this.by === "D") return this.fields.Ds.value.split(",").map((D) => this.#whole({ ...base, D: dimensionOf(D) }));
+    return [...new Set(this.sweep)].sort((a, b) => a - b).map((steps) => this.#whole({ ...base, steps }));
+  }
+
+  /**
+   * @param {SampleRequest} request
+   * @returns {SampleRequest}
+   */
+  #whole(request) {
+    const steps = request.steps ?? this.model?.default_steps ?? MOST_PREVIEWS;
+    const previews = Math.min(MOST_PREVIEWS, evaluationsOf(request.solver ?? "heun", steps));
+    return { ...request, columns: request.count, trajectory: true, previews };
+  }
+
+  /**
+   * @param {SampleRequest} request
+   * @param {AbortSignal} signal
+   * @returns {Promise<Estimate>} Of all of them, one after the other.
+   */
+  async estimateOf(request, signal) {
+    const each = await Promise.all(this.requestsOf(request).map((one) => estimate(one, signal)));
+    const sum = (/** @type {(one: Estimate) => number} */ of) => each.reduce((total, one) => total + of(one), 0);
+    const isKnown = each.every(({ eta_seconds }) => eta_seconds);
+    return {
+      ...each[0],
+      evaluations: sum(({ evaluations }) => evaluations),
+      eta_seconds: isKnown
+        ? { p50: sum((one) => one.eta_seconds?.p50 ?? 0), p90: sum((one) => one.eta_seconds?.p90 ?? 0) }
+        : null,
+      refusal: each.find(({ refusal }) => refusal)?.refusal ?? null,
+    };
+  }
+
+  /**
+   * @param {string} path
+   * @returns {string | undefined}
+   */
+  fieldFor(path) {
+    if (path === "D" && this.by === "D") return "Ds";
+    if (path === "steps" && this.by === "steps") return "sweep";
+    return super.fieldFor(path);
+  }
+}

@@ -1,0 +1,286 @@
+/** One job, watched until it ends, and what came of it. */
+
+import { blob, cancel } from "./api.js";
+import { breakdown } from "./breakdown.js";
+import { announce, el } from "./dom.js";
+import { follow } from "./follow.js";
+import { currentKey } from "./key.js";
+import { draw, fit, Grid, pngOf } from "./picture.js";
+import { curlOf, modelOf, pythonOf, requestOfJob } from "./request.js";
+import { copyButton, saveLink } from "./save.js";
+import { view } from "./viewer.js";
+import { amount, capitalized, counted, duration, errorWords, expectation, imageWords, moment } from "./words.js";
+import { requestWords, sentence, statusWords } from "./words.js";
+
+/** @import { Job, Model, News } from "./types.js" */
+
+export class JobView {
+  /** @type {Job | null} */
+  job = null;
+  /** @type {Grid | null} */
+  grid = null;
+  #stopping = new AbortController();
+
+  /**
+   * @param {string} id
+   * @param {{models: Model[], onReuse: (job: Job) => void}} options
+   */
+  constructor(id, { models, onReuse }) {
+    this.id = id;
+    this.models = models;
+    this.onReuse = onReuse;
+    this.state = el("h2", { class: "job-state", tabindex: -1 }, "Looking…");
+    this.words = el("p", { class: "job-words" });
+    this.notice = el("p", { class: "notice bad", role: "alert", hidden: true });
+    this.waiting = el("p", { class: "notice", role: "status", hidden: true });
+    this.picture = el("div", { class: "picture" });
+    this.caption = el("p", { class: "caption", "aria-hidden": true });
+    this.meter = el("progress", { max: 1, "aria-label": "Progress" });
+    this.news = el("p", { class: "hint" });
+    this.stop = el("button", { type: "button", onclick: () => this.#cancel() }, "Cancel");
+    this.progress = el(
+      "div",
+      { class: "progress", hidden: true },
+      this.meter,
+      el("div", { class: "progress-line" }, this.news, this.stop),
+    );
+    this.result = el("div", { class: "result" });
+    this.element = el(
+      "article",
+      { class: "card job" },
+      this.state,
+      this.words,
+      this.notice,
+      this.waiting,
+      this.picture,
+      this.caption,
+      this.progress,
+      this.result,
+    );
+  }
+
+  /** @returns {Model | undefined} */
+  get model() {
+    return this.job ? modelOf(this.models, this.job) : undefined;
+  }
+
+  /** Watch the job to its end. */
+  async run() {
+    const { signal } = this.#stopping;
+    try {
+      const job = await follow(
+        this.id,
+        {
+          onJob: (each) => this.#show(each),
+          onProgress: (news) => this.#showProgress(news),
+          onPreview: ({ png }) => this.#showPreview(png),
+          onWait: (words) => this.#wait(words),
+        },
+        signal,
+      );
+      await this.#showEnd(job);
+    } catch (error) {
+      if (!signal.aborted) this.#fail(errorWords(error));
+    }
+  }
+
+  /** Watch it no longer. */
+  close() {
+    this.#stopping.abort();
+  }
+
+  /** @param {string} words */
+  #fail(words) {
+    this.notice.textContent = words;
+    this.notice.hidden = !words;
+    if (!this.job) this.state.textContent = "Not here";
+  }
+
+  /** @param {string} words */
+  #wait(words) {
+    this.waiting.textContent = words;
+    this.waiting.hidden = !words;
+  }
+
+  /** @param {Job} job */
+  #show(job) {
+    const before = this.job?.status;
+    this.job = job;
+    if (before !== job.status) {
+      this.state.textContent = statusWords(job.status);
+      this.element.dataset.status = job.status;
+      if (before) announce(`${statusWords(job.status)}.`);
+    }
+    this.words.textContent = requestWords(job.request, this.model?.classes ?? []);
+    this.#makeGrid(job);
+    this.progress.hidden = Boolean(job.finished_at);
+    if (!job.finished_at) this.#showProgress(job);
+  }
+
+  /** @param {Job} job */
+  #makeGrid(job) {
+    if (this.grid) return;
+    const { window: part } = job.request;
+    const side = this.model?.resolution;
+    const size = part ?? (side ? { width: side, height: side } : undefined);
+    this.grid = new Grid({
+      count: job.request.count,
+      columns: job.request.columns,
+      size,
+      label: `Grid of ${requestWords(job.request, this.model?.classes ?? [])}`,
+      name: (k) => this.#imageName(k),
+      onPoint: (k) => (this.caption.textContent = k === null ? this.#usualCaption() : this.#imageName(k)),
+      onOpen: (k) => this.job && view(this.job, k, (each) => this.#imageName(each)),
+    });
+    this.picture.replaceChildren(this.grid.element);
+  }
+
+  /**
+   * @param {number} k
+   * @returns {string}
+   */
+  #imageName(k) {
+    return this.job ? capitalized(imageWords(this.job, k, this.model?.classes ?? [])) : "";
+  }
+
+  /** @returns {string} */
+  #usualCaption() {
+    return this.job?.links.grid ? "Point at an image for its seed and class; click it to enlarge it." : "";
+  }
+
+  /** @param {News} news */
+  #showProgress({ status, queue_position, progress, eta_seconds }) {
+    const { evaluations_done, evaluations_total, images_done, images_total } = progress;
+    this.meter.value = evaluations_total ? evaluations_done / evaluations_total : 0;
+    const ahead = queue_position ? `${counted(queue_position, "job")} before it` : "next in the queue";
+    const lack = this.job?.waits_for ? ` It waits for ${this.job.waits_for}.` : "";
+    const evaluations = `${amount(evaluations_done)} of ${counted(evaluations_total, "evaluation")}`;
+    const done = `${evaluations}, ${amount(images_done)} of ${counted(images_total, "image")}`;
+    const left = eta_seconds ? ` · ${expectation(eta_seconds)} to go` : "";
+    this.news.textContent = (status === "queued" ? `${ahead}.${lack}` : done) + left;
+  }
+
+  /** @param {string} png */
+  async #showPreview(png) {
+    if (this.job?.finished_at) return;
+    await this.grid?.preview(pngOf(png));
+    this.element.dataset.previews = String(Number(this.element.dataset.previews ?? 0) + 1);
+  }
+
+  async #cancel() {
+    this.stop.disabled = true;
+    try {
+      await cancel(this.id);
+    } catch (error) {
+      this.#fail(errorWords(error));
+    }
+    this.stop.disabled = false;
+  }
+
+  /** @param {Job} job */
+  async #showEnd(job) {
+    const total = job.latency && job.status === "succeeded" ? ` in ${duration(job.latency.total_seconds)}` : "";
+    this.state.textContent = statusWords(job.status) + total;
+    if (job.status === "canceled" && job.links.npz) {
+      this.news.textContent = `${counted(job.progress.images_done, "image")} had been finished, and can be downloaded.`;
+      this.picture.after(this.news);
+    }
+    if (job.error) this.#fail(`${sentence(job.error.detail)} (${job.error.code})`);
+    this.result.replaceChildren(
+      ...(job.latency && job.status === "succeeded" ? [breakdown(job.latency)] : []),
+      this.#saving(job),
+      this.#reusing(job),
+      this.#facts(job),
+    );
+    if (job.links.grid) await this.#showGrid(job);
+    if (job.links.trajectory) this.result.append(this.#trajectory(job));
+  }
+
+  /** @param {Job} job */
+  async #showGrid(job) {
+    await this.grid?.show(await blob(job.links.grid, this.#stopping.signal), job.request.scale);
+    this.grid?.makeOpenable();
+    this.caption.textContent = this.#usualCaption();
+    this.element.dataset.picture = "whole";
+  }
+
+  /**
+   * @param {Job} job
+   * @returns {HTMLElement}
+   */
+  #saving({ id, links }) {
+    const tell = (/** @type {string} */ words) => this.#fail(words);
+    const files = [
+      ["Grid, PNG", links.grid, "png"],
+      ["Images, npz", links.npz, "npz"],
+      ["Images, ZIP", links.zip, "zip"],
+      ["Film, GIF", links.film, "gif"],
+      ["Trajectories, PNG", links.trajectory, "trajectory.png"],
+    ];
+    const shown = files.filter(([, path]) => path);
+    return el(
+      "div",
+      { class: "actions", hidden: !shown.length },
+      el("span", { class: "actions-name" }, "Download"),
+      ...shown.map(([text, path, end]) => saveLink(text, path, `pfgmpp-${id.slice(0, 8)}.${end}`, tell)),
+    );
+  }
+
+  /**
+   * @param {Job} job
+   * @returns {HTMLElement}
+   */
+  #reusing(job) {
+    const request = requestOfJob(job, this.model);
+    return el(
+      "div",
+      { class: "actions" },
+      el("span", { class: "actions-name" }, "Again"),
+      copyButton("Copy as curl", () => curlOf(request, location.origin, currentKey() !== "")),
+      copyButton("Copy as Python", () => pythonOf(request, location.origin)),
+      this.model ? el("button", { type: "button", onclick: () => this.onReuse(job) }, "Use these settings") : null,
+    );
+  }
+
+  /**
+   * @param {Job} job
+   * @returns {HTMLElement}
+   */
+  #facts(job) {
+    const { precision, arithmetic, checkpoint_sha256 } = job.model;
+    const facts = [
+      ["Job", job.id],
+      ["Asked for", moment(job.created_at)],
+      ["Seeds", job.seeds.length > 1 ? `${job.seeds[0]} to ${job.seeds.at(-1)}` : String(job.seeds[0])],
+      ["Precision", arithmetic ? `${precision} (${arithmetic})` : precision],
+      ["Checkpoint", `${checkpoint_sha256.slice(0, 16)}…`],
+    ];
+    return el(
+      "details",
+      { class: "facts" },
+      el("summary", {}, "Details"),
+      el("dl", {}, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+    );
+  }
+
+  /**
+   * @param {Job} job
+   * @returns {HTMLElement}
+   */
+  #trajectory(job) {
+    const canvas = el("canvas", {
+      class: "pixels",
+      role: "img",
+      "aria-label": "The estimates of every step, a row for every image",
+    });
+    const room = el("div", { class: "scrolled", tabindex: 0 }, canvas);
+    const whole = el("details", { class: "facts" }, el("summary", {}, "How the images came about"), room);
+    whole.addEventListener("toggle", async () => {
+      if (!whole.open || whole.dataset.drawn) return;
+      whole.dataset.drawn = "yes";
+      await draw(canvas, await blob(job.links.trajectory), job.request.scale);
+      fit(canvas, { width: Math.max(room.clientWidth, 3 * canvas.width), factor: 4 });
+    });
+    return whole;
+  }
+}
