@@ -1,0 +1,504 @@
+"""The page at `/`, in a real Chromium, on a real service."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+
+from bench.running import Service, running, until
+from bench.stores import exact_checkpoint
+from service.access import Caller, Keys
+from service.routes.page import FOLDER, POLICY, read_files
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DS = (1.0, 128.0, float("inf"))
+PHONE: ViewportSize = {"width": 360, "height": 740}
+DESK: ViewportSize = {"width": 1280, "height": 800}
+PATIENCE_MS = 20_000
+LONG = {"count": "256", "steps": "1000"}
+"""A job that goes on for long enough to be seen, canceled and lost sight of."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of three D of one data set that are loaded at once."""
+    store = tmp_path_factory.mktemp("store")
+    for D in DS:
+        exact_checkpoint(store, D)
+    return store
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what was found out about networks is kept, so that it is found out once."""
+    return tmp_path_factory.mktemp("memory")
+
+
+@pytest.fixture(scope="module")
+def service(store: Path, memory: Path) -> Iterator[Service]:
+    with running(memory=memory, model_store=store, compile=False, batch_images=32) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def guarded(store: Path, memory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, str]]:
+    """A service that asks for keys, and the key of someone who may submit once a minute."""
+    keys = Keys(tmp_path_factory.mktemp("keys") / "keys.json")
+    key = keys.add(Caller(name="alice", submissions_per_minute=1))
+    with running(memory=memory, model_store=store, compile=False, batch_images=32, keys_file=keys.path) as service:
+        yield service, key
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
+    """The page in a browser that knows nothing yet; it may have nothing to complain about in the end."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE_MS)
+    page, complaints = context.new_page(), list[str]()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda said: complaints.append(said.text) if said.type in {"error", "warning"} else None)
+    page.goto(url)
+    yield page
+    context.close()
+    # Refusals and lost connections are logged by the browser itself.
+    assert not [text for text in complaints if not text.startswith("Failed to load resource")]
+
+
+@pytest.fixture
+def page(browser: Browser, service: Service) -> Iterator[Page]:
+    with opened(browser, service.url) as page:
+        is_filled(page)
+        yield page
+
+
+def is_filled(page: Page) -> None:
+    """Wait until the forms know what can be sampled."""
+    expect(page.locator("#sample-dataset")).to_have_value("points")
+
+
+def fill(page: Page, form: str = "sample", **fields: str) -> None:
+    for name, value in fields.items():
+        page.fill(f"#{form}-{name}", value)
+
+
+def sample(page: Page, **fields: str) -> None:
+    """Ask for images, as in the form."""
+    fill(page, **fields)
+    page.click("#sample button[type=submit]")
+
+
+def is_done(page: Page) -> None:
+    expect(page.locator(".job[data-picture=whole]")).to_be_visible(timeout=PATIENCE_MS)
+
+
+def shown_pixels(page: Page, selector: str) -> np.ndarray[Any, Any]:
+    """What a canvas shows, [H, W]."""
+    url = page.eval_on_selector(selector, "canvas => canvas.toDataURL()")
+    with Image.open(BytesIO(b64decode(url.partition(",")[2]))) as picture:
+        return np.asarray(picture.convert("L"))
+
+
+def saved_pixels(content: bytes, scale: int) -> np.ndarray[Any, Any]:
+    """A PNG as it was before it was enlarged, [H, W]."""
+    with Image.open(BytesIO(content)) as picture:
+        return np.asarray(picture)[::scale, ::scale]
+
+
+def test_every_file_is_served_with_its_type_a_tag_and_a_strict_policy(service: Service) -> None:
+    kinds = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+    for path in ("/", *(f"/page/{name}" for name in read_files())):
+        answer = service.client.get(path)
+        assert answer.status_code == httpx.codes.OK, path
+        kind = kinds[Path(path).suffix or ".html"]
+        assert answer.headers["content-type"].partition(";")[0] == kind
+        assert answer.headers.get_list("content-security-policy") == [POLICY]
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        again = service.client.get(path, headers={"If-None-Match": f'"other", W/{answer.headers["etag"]}'})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == answer.headers["etag"]
+    assert service.client.head("/").headers["content-type"].startswith("text/html")
+    assert "/page/{name}" not in service.client.get("/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2Fapi.py", "__init__.py", ""])
+def test_other_files_are_not(service: Service, name: str) -> None:
+    answer = service.client.get(f"/page/{name}")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not-found")
+    assert POLICY not in answer.headers.get_list("content-security-policy")
+
+
+def test_what_files_refer_to_is_there_and_of_this_service() -> None:
+    files = read_files()
+    assert len(files) == len(list(FOLDER.iterdir()))
+    for name, file in files.items():
+        text = file.content.decode()
+        found = re.findall(r'from "\./([^"]+)"', text) + re.findall(r'(?:src|href)="/page/([^"]+)"', text)
+        assert set(found) <= set(files), name
+        assert not re.search(r"<script(?! type=\"module\" src)|style=\"|innerHTML|\beval\(", text), name
+
+
+def test_a_request_becomes_a_picture(page: Page, service: Service) -> None:
+    sample(page, count="32", steps="500", seed="7")
+    expect(page.locator(".job[data-previews]")).to_be_visible()  # a picture before the picture
+    expect(page.locator(".job .progress .hint")).to_contain_text("of 31,968 evaluations")
+    is_done(page)
+    job = service.job(page.url.rsplit("/", 1)[1])
+    assert (job["status"], job["seeds"]) == ("succeeded", list(range(7, 39)))
+    grid = service.client.get(job["links"]["grid"]).content
+    assert (shown_pixels(page, ".job canvas") == saved_pixels(grid, job["request"]["scale"])).all()
+    width, shown, rendering = page.eval_on_selector(
+        ".job canvas", "c => [c.width, c.getBoundingClientRect().width, getComputedStyle(c).imageRendering]"
+    )
+    assert (shown % width, rendering) == (0, "pixelated")  # each of its pixels is so many whole ones
+    expect(page.locator(".job-state")).to_contain_text("Done in")
+    assert page.locator(".legend dt").all_inner_texts() == [
+        "Queue",
+        "Batch wait",
+        "Sampling",
+        "Encoding",
+    ]
+    with page.expect_download() as download:
+        page.click("text=Grid, PNG")
+    assert download.value.path().read_bytes() == grid
+    with page.expect_download() as download:
+        page.click("text=Images, npz")
+    assert np.load(download.value.path())["seeds"].tolist() == job["seeds"]
+
+
+def test_an_image_is_pointed_at_opened_and_saved_by_keyboard_alone(page: Page, service: Service) -> None:
+    fill(page, count="4", steps="2", seed="5")
+    page.press("#sample-seed", "Enter")
+    is_done(page)
+    page.focus(".cell")
+    expect(page.locator(".caption")).to_contain_text("Image 0: seed 5, class")
+    page.keyboard.press("ArrowDown")
+    expect(page.locator(".caption")).to_contain_text("Image 2: seed 7, class")
+    page.keyboard.press("Enter")
+    expect(page.locator("#viewer-caption")).to_contain_text("Image 2: seed 7")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#viewer-caption")).to_contain_text("Image 3: seed 8")
+    job = service.job(page.url.rsplit("/", 1)[1])
+    single = service.client.get(f"/v1/jobs/{job['id']}/images/3.png").content
+    with page.expect_download() as download:
+        page.click("text=Download PNG")
+    assert download.value.path().read_bytes() == single
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+
+
+def test_a_job_is_copied_as_a_command_and_as_a_program(page: Page, service: Service, tmp_path: Path) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.select_option("#sample-label", "turn")
+    sample(page, count="4", steps="3", seed=str(2**63 - 5))  # JavaScript's own numbers have not as many digits
+    is_done(page)
+    grid = service.client.get(f"/v1/jobs/{page.url.rsplit('/', 1)[1]}/grid.png").content
+    page.click("text=Copy as curl")
+    expect(page.locator("text=Copied")).to_have_count(2)  # the button, and for who listens
+    command = page.evaluate("navigator.clipboard.readText()")
+    subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, check=True)
+    assert (saved_pixels((tmp_path / "grid.png").read_bytes(), 16) == saved_pixels(grid, 16)).all()
+    page.click("text=Copy as Python")
+    until(lambda: "Client" in page.evaluate("navigator.clipboard.readText()"))
+    program = page.evaluate("navigator.clipboard.readText()")
+    assert f"seed={2**63 - 5}" in program
+    assert 'labels=["class 0", "class 1", "class 0", "class 1"]' in program
+    (tmp_path / "grid.png").unlink()
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert (saved_pixels((tmp_path / "grid.png").read_bytes(), 16) == saved_pixels(grid, 16)).all()
+
+
+def test_what_is_wrong_is_said_at_the_field(page: Page) -> None:
+    fill(page, steps="1", seed="x")
+    expect(page.locator("#sample-steps-error")).to_have_text("must be a whole number from 2 to 1000")
+    expect(page.locator("#sample-seed-error")).to_contain_text("must be a whole number, or a list")
+    page.click("#sample button[type=submit]")
+    expect(page.locator("#sample-steps")).to_be_focused()
+    expect(page.locator("#sample-steps")).to_have_attribute("aria-invalid", "true")
+    fill(page, steps="", seed="", count="1000")  # what only the service knows
+    expect(page.locator("#sample-count-error")).to_have_text("must be at most 256")
+    fill(page, count="3")
+    expect(page.locator("#sample-count-error")).to_be_empty()
+    expect(page.locator("#sample .estimate")).to_contain_text("21 network evaluations")
+    page.click("text=More options")
+    fill(page, others='{"sigma_max": 4000, "flavour": 1}')
+    expect(page.locator("#sample-others-error")).not_to_be_empty()
+    fill(page, others="{")
+    expect(page.locator("#sample-others-error")).to_contain_text("must be a JSON object")
+
+
+def test_a_list_of_seeds_and_classes(page: Page, service: Service) -> None:
+    page.select_option("#sample-label", "list")
+    sample(page, seed="3, 10-12", labels="class 1, class 0", steps="2")
+    is_done(page)
+    job = service.job(page.url.rsplit("/", 1)[1])
+    assert (job["seeds"], job["labels"]) == ([3, 10, 11, 12], [1, 0, 1, 0])
+    expect(page.locator("#sample-count")).to_have_value("4")
+
+
+def test_history_is_reopened_after_a_reload_used_again_and_deleted(page: Page, service: Service) -> None:
+    page.check("#sample-D-0")
+    sample(page, count="2", steps="5", seed="99")
+    is_done(page)
+    job_id = page.url.rsplit("/", 1)[1]
+    page.reload()
+    is_done(page)
+    expect(page.locator("#sample-seed")).to_have_value("99")
+    page.click("nav >> text=History")
+    entry = page.locator(f"[data-id='{job_id}']")
+    expect(entry).to_contain_text("2 images of points, D\u00a0=\u00a01, 5 steps of heun")
+    expect(entry).to_contain_text("Done · just now")
+    until(lambda: shown_pixels(page, f"[data-id='{job_id}'] canvas").shape == (6, 11))
+    another = service.ended(service.submit(dataset="points", D=128, count=3, steps=4, seed=5)["id"])["id"]
+    expect(page.locator(f"[data-id='{another}']")).to_be_visible()  # by itself
+    page.click(f"[data-id='{another}'] .entry-words")
+    is_done(page)
+    page.click("text=Use these settings")
+    expect(page.locator("#sample-seed")).to_have_value("5")
+    expect(page.locator("#sample-D-1")).to_be_checked()
+    page.go_back()
+    page.click(f"[data-id='{another}'] button")
+    page.click(f"[data-id='{another}'] button")
+    expect(page.locator(f"[data-id='{another}']")).to_have_count(0)
+    page.goto(f"{service.url}/#/job/{another}")
+    page.reload()
+    expect(page.locator(".job .notice.bad")).to_have_text("There is no such job, or no longer.")
+
+
+def test_a_link_says_what_the_form_holds(browser: Browser, service: Service) -> None:
+    with opened(
+        browser, f"{service.url}/#/sample?dataset=points&D=inf&steps=7&seed=1&solver=euler&label=%3Dclass+1"
+    ) as page:
+        expect(page.locator("#sample-steps")).to_have_value("7")
+        expect(page.locator("#sample-D-2")).to_be_checked()
+        expect(page.locator("#sample-solver")).to_have_value("euler")
+        expect(page.locator("#sample-label")).to_have_value("=class 1")
+
+
+def test_a_job_is_canceled(page: Page) -> None:
+    sample(page, **LONG)
+    expect(page.locator(".job[data-status=running]")).to_be_visible()
+    page.click(".job >> text=Cancel")
+    expect(page.locator(".job-state")).to_have_text("Canceled")
+    expect(page.locator(".job .progress")).to_be_hidden()
+
+
+def test_a_lost_connection_is_told_and_found_again(page: Page) -> None:
+    sample(page, **LONG)
+    expect(page.locator(".job[data-status=running]")).to_be_visible()
+    page.context.set_offline(True)
+    expect(page.locator("#banner")).to_contain_text("The service does not answer. Trying again")
+    expect(page.locator("#status-words")).to_have_text("No connection")
+    page.context.set_offline(False)
+    expect(page.locator("#banner")).to_have_text("The service answers again.")
+    expect(page.locator("#status-words")).not_to_have_text("No connection")
+    page.click(".job >> text=Cancel")
+    expect(page.locator(".job-state")).to_have_text("Canceled")
+    expect(page.locator(".job .notice")).to_have_count(2)
+    expect(page.locator(".job .notice >> visible=true")).to_have_count(0)
+
+
+def test_a_job_is_followed_through_the_death_of_the_api(page: Page, service: Service) -> None:
+    sample(page, **LONG)
+    expect(page.locator(".job[data-previews]")).to_be_visible()
+    victim = service.pid("api")
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: service.pid("api") != victim)
+    before = int(page.get_attribute(".job", "data-previews") or 0)
+    until(lambda: int(page.get_attribute(".job", "data-previews") or 0) > before + 1)
+    page.click(".job >> text=Cancel")
+    expect(page.locator(".job-state")).to_have_text("Canceled")
+
+
+def test_a_result_that_is_no_longer_kept_is_said_to_be_gone(page: Page, service: Service) -> None:
+    job = service.ended(service.submit(dataset="points", D=1, count=2, steps=3)["id"])
+    for folder in (service.folder / "results").rglob(job["id"]):
+        shutil.rmtree(folder)
+    page.goto(f"{service.url}/#/job/{job['id']}")
+    expect(page.locator(".job .notice.bad")).to_contain_text("is no longer there")
+
+
+def test_workers_and_queue_are_shown(page: Page) -> None:
+    page.click("#status summary")
+    expect(page.locator("#status-panel")).to_contain_text("idle")
+    expect(page.locator("#status-panel")).to_contain_text("The queue is empty.")
+    page.keyboard.press("Escape")
+    expect(page.locator("#status-panel")).to_be_hidden()
+    sample(page, **LONG)
+    page.click("#status summary")
+    expect(page.locator("#status-panel")).to_contain_text("points-d128")
+    expect(page.locator("#status-words")).to_contain_text("1 job")
+    page.click(".job >> text=Cancel")
+    expect(page.locator("#status-words")).to_have_text("Idle")
+
+
+def compare(page: Page, **fields: str) -> None:
+    fill(page, "compare", **fields)
+    page.click("#compare button[type=submit]")
+    expect(page.locator(".comparison[data-done]")).to_be_visible()
+
+
+def test_every_D_is_compared(page: Page, service: Service) -> None:
+    page.click("nav >> text=Compare")
+    compare(page, count="3", seed="11", steps="6")
+    names = page.locator(".compared h3").all_inner_texts()
+    assert names == ["D\u00a0=\u00a01", "D\u00a0=\u00a0128", "D\u00a0=\u00a0∞"]
+    ids = [
+        link.rsplit("/", 1)[1] for link in page.locator(".compared h3 a").evaluate_all("all => all.map(a => a.href)")
+    ]
+    jobs = [service.job(each) for each in ids]
+    assert [job["seeds"] for job in jobs] == [[11, 12, 13]] * 3
+    assert len({tuple(job["labels"]) for job in jobs}) == 1
+    assert page.locator(".path").count() == 3
+    page.click(".compared >> nth=1 >> .cell >> nth=2")
+    expect(page.locator(".paths h3")).to_contain_text("image 2: seed 13")
+    path = shown_pixels(page, ".path >> nth=1 >> canvas")
+    whole = saved_pixels(service.client.get(jobs[1]["links"]["trajectory"]).content, jobs[1]["request"]["scale"])
+    assert (path == whole[10:16]).all()
+    assert page.locator(".chart svg[role=img]").count() == 2
+    expect(page.locator(".figures table")).to_contain_text("905.1")  # 80 sqrt(128)
+    page.reload()
+    expect(page.locator(".comparison[data-done]")).to_be_visible()
+    assert page.locator(".compared h3").all_inner_texts() == names
+
+
+def test_numbers_of_steps_are_compared(page: Page) -> None:
+    page.click("nav >> text=Compare")
+    page.check("#compare-by-1")
+    fill(page, "compare", sweep="3, none")
+    expect(page.locator("#compare-sweep-error")).to_contain_text("must be whole numbers")
+    compare(page, count="2", sweep="8, 3, 20")
+    assert page.locator(".compared h3").all_inner_texts() == ["3 steps", "8 steps", "20 steps"]
+    rows = [row.split("\t") for row in page.locator(".figures tbody tr").all_inner_texts()]
+    assert [row[:2] for row in rows] == [["3", "5"], ["8", "15"], ["20", "39"]]
+    expect(page.locator(".figures th").last).to_have_text("Distance to 20 steps")
+    assert float(rows[2][4]) == 0
+
+
+def test_a_key_is_asked_for_and_limits_are_counted_down(browser: Browser, guarded: tuple[Service, str]) -> None:
+    service, key = guarded
+    with opened(browser, service.url) as page:
+        page.fill("#key", "pfgmpp_wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-error")).to_contain_text("does not know this key")
+        page.keyboard.press("Escape")
+        expect(page.locator("#sample .notice.bad")).to_have_text("This service asks for an API key.")
+        page.click("#key-button")
+        page.fill("#key", key)
+        page.check("text=Remember it")
+        page.keyboard.press("Enter")
+        is_filled(page)
+        sample(page, count="2", steps="3")
+        is_done(page)  # the picture was asked for with the key
+        page.reload()
+        is_done(page)
+        sample(page)
+        expect(page.locator(".job [role=status]")).to_contain_text(re.compile(r"a minute\. Trying again in \d+ s\."))
+        page.click("text=Stop trying")
+        expect(page.locator(".empty-title >> visible=true")).to_be_visible()
+
+
+def show_sample(page: Page) -> None:
+    sample(page, count="4", steps="3")
+    is_done(page)
+
+
+def show_compare(page: Page) -> None:
+    page.click("nav >> text=Compare")
+    compare(page, count="2", steps="3")
+
+
+def show_history(page: Page) -> None:
+    page.click("nav >> text=History")
+    page.wait_for_selector(".entry")
+
+
+VIEWS = (show_sample, show_compare, show_history)
+
+CONTRAST = """() => {
+  const parts = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
+  const light = (rgb) => rgb.slice(0, 3)
+    .map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (element) => {
+    for (let each = element; each; each = each.parentElement) {
+      const [r, g, b, a = 1] = parts(getComputedStyle(each).backgroundColor);
+      if (a === 1) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const says = [...element.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!says || !element.checkVisibility() || element.closest("svg")) continue;
+    const [a, b] = [light(parts(getComputedStyle(element).color)), light(ground(element))];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < 4.5) poor.push(`${element.tagName}.${element.className} ${element.textContent}: ${contrast}`);
+  }
+  return poor;
+}"""
+
+NAMELESS = """() => [...document.querySelectorAll("input, select, button, a, summary, canvas[role=img], [role=group]")]
+  .filter((element) => element.checkVisibility() && !element.closest("[aria-hidden]"))
+  .filter((element) => !(element.labels?.length || element.getAttribute("aria-label") || element.textContent.trim()))
+  .map((element) => element.outerHTML)"""
+
+
+def test_every_view_is_readable_in_light_and_dark_and_fits_on_a_phone(browser: Browser, service: Service) -> None:
+    with opened(browser, service.url) as page:
+        is_filled(page)
+        page.click("text=More options")
+        fill(page, steps="1")
+        expect(page.locator("#sample-steps-error")).not_to_be_empty()
+        is_readable(page)
+        fill(page, steps="")
+        for show in VIEWS:
+            show(page)
+            is_readable(page)
+            assert page.evaluate(NAMELESS) == []
+            ids = page.evaluate("[...document.querySelectorAll('[id]')].map((element) => element.id)")
+            assert len(ids) == len(set(ids))
+            page.set_viewport_size(PHONE)
+            assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], page.url
+            page.set_viewport_size(DESK)
+
+
+def is_readable(page: Page) -> None:
+    """Whether all text that is to be seen has the contrast that WCAG asks for (AA), in both schemes."""
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(CONTRAST) == [], (scheme, page.url)
