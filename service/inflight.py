@@ -264,7 +264,7 @@ class Inflight:
     def _show(self, share: Share) -> None:
         """Pass on how far the images of a share are, evenly often on the way of those that are last."""
         done = share.evaluations - max(cohort.remaining for cohort in share.cohorts)
-        due = done * share.previews // share.evaluations
+        due = done * (share.previews + 1) // share.evaluations
         if due == share.previews_made or done == share.evaluations:
             return
         estimates = {part: [e for walk in share.walks(part) if (e := walk.preview())] for part in share.parts}

@@ -98,7 +98,10 @@ class SampleRequest(SampleOptions):
     columns: int | None = Field(None, ge=1, description="Of the grid; about as many as rows if left out.")
     scale: int = Field(1, ge=1, le=MOST_SCALE, description="Enlargement of the PNGs, nearest neighbour.")
     previews: int = Field(
-        0, ge=0, le=64, description="How often, evenly spread over the evaluations, `events` show what is there so far."
+        0,
+        ge=0,
+        le=64,
+        description="How often, evenly spread over its way, `events` show what the images are taken for.",
     )
 
 

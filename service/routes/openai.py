@@ -261,7 +261,7 @@ def _previews(asked: ImagesRequest) -> int:
         raise wrong("n", "must be 1 with stream; for more images without it, or one request for each")
     if asked.response_format == "url":
         raise wrong("response_format", "must be b64_json with stream")
-    return asked.partial_images + 1 if asked.partial_images else 0  # the last of them would be the image itself
+    return asked.partial_images or 0
 
 
 def _name_of(field: str) -> str:
