@@ -219,6 +219,8 @@ def sampling_failed(error: Exception) -> JobError:
 
 
 def _store_failed(error: Exception) -> JobError:
+    """Record that a result could not be stored; why its job is tried again."""
+    metrics.store_errors.labels("write").inc()
     reason = error.strerror if isinstance(error, OSError) else type(error).__name__
     return JobError(code=STORE_FAILED, detail=f"The result could not be stored: {reason}")
 

@@ -24,6 +24,7 @@ from service.problems import (
     Draining,
     FieldError,
     Gone,
+    InvalidRequest,
     KeyConflict,
     Lost,
     NoSuchModel,
@@ -33,6 +34,7 @@ from service.problems import (
     OverQuota,
     Problem,
     QueueFull,
+    QueueUnavailable,
     TooMany,
     UnknownModel,
     parsed,
@@ -51,6 +53,19 @@ NO_WORKER_RETRY_SECONDS = 5.0
 
 DIMENSION = re.compile(r"[0-9]{1,15}(\.[0-9]{1,20})?")
 """A finite D as it stands in a path."""
+
+REFUSALS = (
+    Draining,
+    InvalidRequest,
+    UnknownModel,
+    NoWorker,
+    KeyConflict,
+    TooMany,
+    OverQuota,
+    QueueFull,
+    QueueUnavailable,
+)
+"""Why a submission may be refused."""
 
 UNKNOWN_RATE_RETRY_SECONDS = 10.0
 
@@ -74,6 +89,7 @@ class Door:
         self._is_draining = False
         self._epoch = ""
         """That of Redis when this process first reached it; "" before."""
+        metrics.introduce_reasons(problem.code for problem in REFUSALS)
 
     async def submit(self, body: bytes, patience: Patience, caller: Caller, idempotency_key: str = "") -> Job:
         """The job that a body of `POST /v1/samples` makes, as it is when the patience is answered or over.
@@ -87,6 +103,9 @@ class Door:
             return await self._found(submission.id, job, caller)
         except Problem as problem:
             metrics.jobs_rejected.labels(problem.code).inc()
+            raise
+        except RedisError:
+            metrics.jobs_rejected.labels(QueueUnavailable.code).inc()
             raise
 
     async def _resolved(self, body: bytes) -> Resolved:
@@ -234,6 +253,7 @@ class Door:
         try:
             await asyncio.to_thread(self.store.remove, [job_id])
         except OSError as error:  # the workers sweep it
+            metrics.store_errors.labels("remove").inc()
             log.warning("result not removed", job=job_id, reason=error.strerror)
         log.info("job deleted", job=job_id)
 
@@ -347,9 +367,11 @@ class Door:
         return catalogue, await self.queue.census(names)
 
     async def exposition(self) -> bytes:
-        """The metrics, with the queue's gauges as they are now."""
-        catalogue, census = await self.census()
-        return metrics.exposition(census, catalogue)
+        """The metrics, with the queue's gauges as they are now; without these while Redis does not answer."""
+        catalogue, census = Catalogue([]), None
+        with suppress(RedisError):
+            catalogue, census = await self.census()
+        return await asyncio.to_thread(metrics.exposition, census, catalogue)
 
     async def _first_contact(self) -> str:
         """The epoch of Redis; says loudly in what it is not fit for jobs, which workers refuse."""

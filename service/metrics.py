@@ -1,23 +1,26 @@
 """Prometheus metrics: counters and histograms where things happen, gauges of the queue read from Redis at each scrape.
 
-With PROMETHEUS_MULTIPROC_DIR set (by `pfgmpp serve`), API and local workers share one exposition.
+With PROMETHEUS_MULTIPROC_DIR set (by `pfgmpp serve`), API and local workers share one exposition. docs/metrics.md tells
+what each is for.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service.catalogue import Catalogue
-from service.job import Latency
+from service.job import ENDS, Latency
 from service.logs import get_logger
 from service.messages import Census, GivenBack
 
+# When a series began is of no use here, and would double what a worker alone shows.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 log = get_logger()
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
@@ -55,6 +58,7 @@ eta = Counter(
     ["model", "range"],
     registry=REGISTRY,
 )
+store_errors = Counter("pfgmpp_store_errors", "Times that the result store failed.", ["operation"], registry=REGISTRY)
 http_request_duration = Histogram(
     "pfgmpp_http_request_duration_seconds",
     "HTTP requests, long polls included.",
@@ -69,6 +73,13 @@ worker_memory = Gauge(
     registry=REGISTRY,
     multiprocess_mode="livesum",
 )
+worker_start_time = Gauge(
+    "pfgmpp_worker_start_time_seconds",
+    "When the worker that was started last became ready, since 1970.",
+    ["device"],
+    registry=REGISTRY,
+    multiprocess_mode="max",
+)
 build_info = Gauge(
     "pfgmpp_build_info",
     "What the workers run.",
@@ -76,6 +87,30 @@ build_info = Gauge(
     registry=REGISTRY,
     multiprocess_mode="livemax",
 )
+
+
+def introduce_model(model: str) -> None:
+    """Show the counters of a model from 0 on: of a series that begins with 1, Prometheus sees no increase."""
+    for outcome in ENDS:
+        jobs_finished.labels(model, outcome)
+    for kind in ("useful", "padding", "wasted"):
+        network_evaluations.labels(model, kind)
+    for reason in ("full", "timeout", "idle"):
+        batches.labels(model, reason)
+    for each in ("below_p50", "p50_to_p90", "above_p90"):
+        eta.labels(model, each)
+    for counter in (jobs_submitted, jobs_reclaimed, images_generated):
+        counter.labels(model)
+
+
+def introduce_reasons(reasons: Iterable[str]) -> None:
+    """Show from 0 on the counters that are of no model; `reasons` are those for which the API refuses submissions."""
+    for reason in reasons:
+        jobs_rejected.labels(reason)
+    for outcome in ("delivered", "retried", "given_up"):
+        webhooks.labels(outcome)
+    for operation in ("write", "read", "remove"):
+        store_errors.labels(operation)
 
 
 def observe_job(model: str, latency: Latency) -> None:
@@ -109,34 +144,47 @@ def observe_memory(device_bytes: int | None) -> None:
         worker_memory.labels("device").set(device_bytes)
 
 
-class _QueueCollector(Collector):
-    """The gauges of one scrape."""
+class _Scrape(Collector):
+    """The gauges of one scrape; of the queue there are none while Redis does not answer."""
 
-    def __init__(self, census: Census, catalogue: Catalogue):
+    def __init__(self, census: Census | None, catalogue: Catalogue):
         self.census, self.catalogue = census, catalogue
 
     def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("pfgmpp_redis_up", "Whether Redis answered this scrape.", self.census is not None)
+        if self.census is not None:
+            yield from self._queue(self.census)
+            yield self._workers()
+
+    def _queue(self, census: Census) -> Iterator[Metric]:
         jobs = GaugeMetricFamily("pfgmpp_queue_jobs", "Jobs with images that wait.", labels=["model"])
         images = GaugeMetricFamily("pfgmpp_queue_images", "Images that wait.", labels=["model"])
         evaluations = GaugeMetricFamily("pfgmpp_queue_evaluations", "Network evaluations that wait.", labels=["model"])
-        oldest = GaugeMetricFamily("pfgmpp_queue_oldest_age_seconds", "Age of the oldest of them.", labels=["model"])
+        oldest = GaugeMetricFamily(
+            "pfgmpp_queue_oldest_age_seconds", "Age of the oldest job with images that wait.", labels=["model"]
+        )
         running = GaugeMetricFamily("pfgmpp_jobs_running", "Jobs begun and not ended.", labels=["model"])
-        for each in self.census.models:
+        for each in census.models:
             jobs.add_metric([each.model], each.queued_jobs)
             images.add_metric([each.model], each.queued_images)
             evaluations.add_metric([each.model], each.queued_evaluations)
             oldest.add_metric([each.model], each.oldest_age_seconds)
             running.add_metric([each.model], each.running_jobs)
-        workers = GaugeMetricFamily("pfgmpp_workers", "Live workers.", labels=["state"])
+        yield from (jobs, images, evaluations, oldest, running)
+
+    def _workers(self) -> Metric:
+        workers = GaugeMetricFamily("pfgmpp_workers", "Live workers, and those lost just now.", labels=["state"])
         for state in ("idle", "busy", "draining", "lost"):
             workers.add_metric([state], sum(worker.state == state for worker in self.catalogue.workers))
-        yield from (jobs, images, evaluations, oldest, running, workers)
+        return workers
 
 
-def exposition(census: Census, catalogue: Catalogue) -> bytes:
-    """All metrics in the text format."""
+def exposition(census: Census | None, catalogue: Catalogue) -> bytes:
+    """All metrics in the text format; without a census, those of the processes alone. It takes some milliseconds."""
+    for model in () if census is None else census.running:
+        introduce_model(model)
     of_scrape = CollectorRegistry()
-    of_scrape.register(_QueueCollector(census, catalogue))
+    of_scrape.register(_Scrape(census, catalogue))
     of_processes = REGISTRY
     if MULTIPROCESS_DIR in os.environ:
         of_processes = CollectorRegistry()

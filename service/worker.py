@@ -153,6 +153,7 @@ class Worker:
         if settings.metrics_port is not None:
             server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
             about["metrics_port"] = server.server_port
+        metrics.worker_start_time.labels(str(self.engine.device)).set_to_current_time()
         metrics.build_info.labels(__version__, self.engine.torch_version, str(self.engine.device)).set(1)
         log.info("worker ready", **about, seconds=round(time.monotonic() - started, 2))
 
@@ -329,13 +330,19 @@ class Worker:
         while not self._stopping.is_set():
             try:
                 await self.queue.announce(self._state())
-                metrics.observe_memory(self.engine.device_bytes)
+                self._show_metrics()
             except RedisError as error:
                 log.warning("heartbeat not sent", reason=str(error))
             self._news.clear()
             with suppress(TimeoutError):
                 news = asyncio.wait_for(self._news.wait(), self.settings.heartbeat_seconds)
                 await self._unless_stopping(news)
+
+    def _show_metrics(self) -> None:
+        """What metrics show of this worker before it has done anything."""
+        metrics.observe_memory(self.engine.device_bytes)
+        for model in self.engine.models:
+            metrics.introduce_model(model)
 
     def _state(self) -> WorkerState:
         return WorkerState(
@@ -397,6 +404,8 @@ class Worker:
             try:
                 await self._sweep(SWEEP_SECONDS)
             except (RedisError, OSError) as error:
+                if isinstance(error, OSError):
+                    metrics.store_errors.labels("remove").inc()
                 log.warning("results not swept", reason=str(error))
 
     async def _sweep(self, older_than_seconds: float) -> None:
@@ -409,7 +418,7 @@ class Worker:
         await asyncio.to_thread(self.store.remove, forgotten)
         unfinished = await asyncio.to_thread(self.store.remove_unfinished, older_than_seconds)
         if forgotten or unfinished:
-            log.info("results removed", jobs=len(forgotten), unfinished_files=unfinished)
+            log.info("results removed", results=len(forgotten), unfinished_files=unfinished)
 
     async def _finish(self) -> None:
         """Let what is in hand be finished; after the grace time give it back."""

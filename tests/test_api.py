@@ -232,10 +232,13 @@ async def test_without_redis_everything_says_so(settings: Settings) -> None:
             await client.post("/v1/samples", json=GOOD),
             await client.get(f"/v1/jobs/{new_id()}"),
             await client.get("/v1/models"),
-            await client.get("/metrics"),
         ):
             problem(response, 503, "queue-unavailable")
             assert int(response.headers["retry-after"]) >= 1
+        lines = (await client.get("/metrics")).text.splitlines()
+        assert "pfgmpp_redis_up 0.0" in lines
+        assert any(line.startswith('pfgmpp_jobs_rejected_total{reason="queue-unavailable"}') for line in lines)
+        assert not any(line.startswith(("pfgmpp_queue", "pfgmpp_workers")) for line in lines)
         assert "Redis" in problem(await client.get("/readyz"), 503, "not-ready").detail
         assert (await client.get("/livez")).status_code == 200
 

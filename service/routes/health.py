@@ -7,12 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.access import Keys
 from service.openapi import problem_responses
-from service.problems import (
-    Draining,
-    Forbidden,
-    NotReady,
-    QueueUnavailable,
-)
+from service.problems import Draining, Forbidden, NotReady
 from service.routes import admit_admin, door_of, new_router
 
 open_router = new_router(is_open=True)
@@ -45,9 +40,9 @@ async def readyz(request: Request) -> dict[str, Any]:
     tags=["health"],
     summary="Prometheus metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}}, **problem_responses(Forbidden, QueueUnavailable)},
+    responses={200: {"content": {"text/plain": {}}}, **problem_responses(Forbidden)},
     dependencies=[Depends(admit_admin)],
 )
 async def metrics(request: Request) -> Response:
-    """The queue as it is now, this process, and the local workers of `pfgmpp serve`."""
+    """The queue as it is now (while Redis answers), this process, and the local workers of `pfgmpp serve`."""
     return Response(await door_of(request).exposition(), media_type=CONTENT_TYPE_LATEST)

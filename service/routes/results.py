@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from fastapi import Request, Response
 
-from service import results
+from service import metrics, results
 from service.door import Door
 from service.job import Job
 from service.logs import get_logger
@@ -177,6 +177,7 @@ async def fetched(job: Job, content: Callable[[], T]) -> T:
     except (FileNotFoundError, Damaged) as error:
         raise Gone(f"the result of job {job.id} is no longer in the store") from error
     except OSError as error:
+        metrics.store_errors.labels("read").inc()
         log.warning("result not read", job=job.id, reason=str(error))
         detail = f"the result of job {job.id} cannot be read at present: the store does not answer as it should"
         raise StoreUnavailable(detail, retry_after_seconds=STORE_RETRY_SECONDS) from error
