@@ -286,7 +286,10 @@ def test_prometheus_scrapes_api_and_workers() -> None:
     expected |= {name: (port, "/metrics") for name in OURS if target_of(name) == "worker"}
     assert scraped() == expected
     assert "/metrics" in {route.path for route in ROUTES if isinstance(route, APIRoute)}
-    assert mounts_of("prometheus")["/etc/prometheus/prometheus.yml"] == ("./docker/prometheus.yml", "ro")
+    mounts = mounts_of("prometheus")
+    assert mounts["/etc/prometheus/prometheus.yml"] == ("./docker/prometheus.yml", "ro")
+    for name in PROMETHEUS["rule_files"]:
+        assert mounts[f"/etc/prometheus/{name}"] == (f"./docker/{name}", "ro")
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1)])
