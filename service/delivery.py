@@ -65,7 +65,7 @@ class Delivery:
 
     def failed(self, shares: Sequence[Share], error: Exception) -> None:
         """A network call of these shares has failed; for any thread."""
-        log.error("evaluation failed", jobs=len(shares), exc_info=error)
+        log.error("evaluation failed", jobs=[share.job_id for share in shares], exc_info=error)
         stored = [Stored(share, error=sampling_failed(error)) for share in shares]
         self._loop.call_soon_threadsafe(self._spawn, stored)
 
@@ -153,7 +153,7 @@ class Delivery:
         for each in stored:
             self._forget(each.share)
         if completion.is_stale:
-            log.warning("batch stale", model=batch.model, jobs=len(stored))
+            log.warning("batch stale", jobs=[each.share.job_id for each in stored], batch=batch.id)
             return
         metrics.images_generated.labels(batch.model).inc(sum(each.share.images for each in stored))
         for job in completion.ended:

@@ -1,7 +1,11 @@
-"""Logs: one designed line per event, to read in a terminal or to parse as JSON."""
+"""Logs: one designed line per event, to read in a terminal or to parse as JSON.
+
+What happens to a job carries its id as `job`; what happens to several at once, theirs as `jobs`.
+"""
 
 import logging
 import sys
+import threading
 from contextlib import suppress
 from typing import Literal
 
@@ -26,19 +30,22 @@ class _WriteWhatFits(structlog.WriteLogger):
 
 
 def configure(process: str, log_format: Literal["text", "json"]) -> None:
-    """Send the events of this process, and warnings of libraries, to standard error under the process's name.
+    """Send the events of this process to standard error under its name, warnings of libraries and its own end included.
 
-    As text, `03:12:45.123 worker-1  job succeeded   images=64 seconds=2.1`; as JSON, one object per line.
+    As text, `03:12:45 [info] worker-1  job succeeded   images=64 seconds=2.1`; as JSON, one object per line, which
+    begins with `timestamp`, `level`, `process` and `event`, and has tracebacks in one field, `exception`.
     """
 
     def name_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        text = str(event["event"]).rstrip()
         if log_format == "json":
-            return {"process": process, **event}
-        return {**event, "event": f"{process:<10} {event['event']}"}
+            return {**event, "process": process, "event": text}
+        return {**event, "event": f"{process:<10} {text}"}
 
     if log_format == "json":
         stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        render: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        in_json = structlog.processors.JSONRenderer()
+        render: list[Processor] = [structlog.processors.format_exc_info, _in_order, in_json]
     else:
         stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
         # Plain tracebacks: the decorated ones print the values of variables, secrets included.
@@ -62,3 +69,17 @@ def configure(process: str, log_format: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook = lambda _kind, error, _traceback: _log_crash(error)
+    threading.excepthook = lambda end: _log_crash(end.exc_value)
+
+
+def _in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """The fields that every event has come first."""
+    return {name: event.pop(name) for name in ("timestamp", "level", "process", "event")} | dict(event)
+
+
+def _log_crash(error: BaseException | None) -> None:
+    """Say what Python would print: that nobody caught an exception."""
+    if isinstance(error, Exception):
+        get_logger().critical("crashed", exc_info=error)

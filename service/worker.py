@@ -149,7 +149,11 @@ class Worker:
             self.engine, policy, self.delivery.sampled, self.delivery.failed, self._on_turn, self.delivery.show
         )
         self.queue.listen(self.inflight.stir, self._on_order)
-        about: dict[str, object] = {"device": str(self.engine.device), "models": len(self.engine.models)}
+        about: dict[str, object] = {
+            "worker": self.name,
+            "device": str(self.engine.device),
+            "models": len(self.engine.models),
+        }
         if settings.metrics_port is not None:
             server, _ = start_http_server(settings.metrics_port, registry=metrics.REGISTRY)
             about["metrics_port"] = server.server_port
@@ -247,11 +251,13 @@ class Worker:
         try:
             shares = self.inflight.shares_of(batch, kind_of(batch.lane))
         except Exception as error:
-            log.exception("batch not understood", lane=batch.lane)
+            log.exception("batch not understood", jobs=list(batch.requests), lane=batch.lane)
             await self.delivery.give_back(batch, sampling_failed(error))
             return
         if not shares:  # all its jobs were deleted since
             return
+        for share in shares:
+            log.info("job claimed", job=share.job_id, lane=batch.lane, images=share.images, batch=batch.id)
         self.in_hand[batch.id] = {share.job_id: share for share in shares}
         self._emptied.clear()
         self.inflight.enter(shares)
@@ -308,7 +314,7 @@ class Worker:
         for batch_id in lost:
             shares = self._let_go(batch_id)
             if shares:
-                log.warning("batch abandoned", model=shares[0].batch.model, jobs=len(shares))
+                log.warning("batch abandoned", jobs=[share.job_id for share in shares], batch=batch_id)
         for batch_id in list(self.in_hand):
             for share in self._let_go(batch_id, closed):
                 self.delivery.hand_back(share)

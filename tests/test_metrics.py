@@ -268,11 +268,13 @@ def test_the_dashboard_is_whole() -> None:
         assert panel["title"]
         assert panel["targets"]
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    looked_at = set.union(*map(used, expressions()))
+    looked_at = set[str]().union(*map(used, expressions()))
     assert looked_at <= documented().keys()
     recorded = set(re.findall(r"\b\w*:\w+:\w+\b", " ".join(expressions())))
     assert recorded <= RECORDS.keys()
-    shown_nowhere = documented().keys() - looked_at - set.union(*(used(rule["expr"]) for rule in RECORDS.values()))
+    shown_nowhere = (
+        documented().keys() - looked_at - set[str]().union(*(used(rule["expr"]) for rule in RECORDS.values()))
+    )
     assert shown_nowhere == set()
 
 

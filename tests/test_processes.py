@@ -1,5 +1,6 @@
 """The real processes, end to end: `pfgmpp serve`, its children, and the client."""
 
+import json
 import os
 import signal
 import socket
@@ -79,6 +80,19 @@ def test_a_request_becomes_a_picture(service: Service) -> None:
         assert image.size == (16, 16)
     for k in ("12", "-1", "x", "00", "9" * 5000):
         assert service.client.get(f"/v1/jobs/{job['id']}/images/{k}.png").status_code == 404
+
+
+def test_the_logs_tell_what_became_of_a_job(service: Service) -> None:
+    """Every line is JSON that begins alike, and a job can be followed by its id from process to process."""
+    job = service.submit(**DIGITS, count=2, steps=2)["id"]
+    service.ended(job)
+    until(lambda: service.events("job succeeded", job=job))
+    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    assert {tuple(line)[:4] for line in lines} == {("timestamp", "level", "process", "event")}
+    followed = [(line["process"], line["event"]) for line in lines if line.get("job") == job]
+    claim = ("worker-1", "job claimed")
+    assert sorted(followed) == [("api", "job accepted"), claim, ("worker-1", "job succeeded")]
+    assert followed.index(claim) < followed.index(("worker-1", "job succeeded"))
 
 
 def test_the_answer_says_which_precision_was_used(service: Service) -> None:
