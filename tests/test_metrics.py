@@ -19,6 +19,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.running import Service, running, until
+from bench.stores import exact_checkpoint
 from service.embedded import die_with_parent
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,8 @@ ALERTS = {rule["alert"]: rule for group in GROUPS for rule in group["rules"] if 
 RECORDS = {rule["record"]: rule for group in GROUPS for rule in group["rules"] if "record" in rule}
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 SUFFIXES = re.compile(r"_(bucket|sum|count)$")
+
+POINTS = {"dataset": "points", "D": 2}
 
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -73,13 +76,11 @@ def promtool(*arguments: str, stdin: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("memory")
-
-
-@pytest.fixture(scope="module")
-def service(memory: Path) -> Iterator[Service]:
-    with running(memory=memory, compile=False) as service:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with a model that is loaded at once."""
+    folder = tmp_path_factory.mktemp("points")
+    store = exact_checkpoint(folder / "store", 2.0).parent
+    with running(memory=folder / "memory", model_store=store) as service:
         yield service
 
 
@@ -150,10 +151,10 @@ def expressions() -> list[str]:
 
 def test_metrics_are_those_of_the_documentation(service: Service) -> None:
     """With their types and labels, and with what happened: one job done, one canceled, one refused."""
-    job = service.ended(service.submit(dataset="digits", D=2048, count=3, steps=4)["id"])
-    long = service.submit(dataset="digits", D=128, count=200, steps=200)
+    job = service.ended(service.submit(**POINTS, count=3, steps=4)["id"])
+    long = service.submit(**POINTS, count=256, steps=1000)
     service.client.post(long["links"]["cancel"])
-    assert service.client.post("/v1/samples", json={"dataset": "digits", "D": 7}).status_code == 422
+    assert service.client.post("/v1/samples", json=POINTS | {"D": 7}).status_code == 422
     text = until(
         lambda: text if value(text := service.client.get("/metrics").text, "pfgmpp_images_generated_total") else ""
     )
@@ -167,7 +168,7 @@ def test_metrics_are_those_of_the_documentation(service: Service) -> None:
     assert value(text, "pfgmpp_images_generated_total", model=model) == 3
     assert value(text, "pfgmpp_network_evaluations_total", model=model, kind="useful") == 3 * 7
     assert value(text, "pfgmpp_batches_total", model=model, reason="idle") == 1
-    assert value(text, "pfgmpp_batch_images_sum", model=model) == 3
+    assert value(text, "pfgmpp_batch_images_bucket", model=model, le="4.0") == 1
     total, *stages = (
         value(text, "pfgmpp_job_duration_seconds_sum", model=model, stage=stage)
         for stage in ("total", "queue", "batch_wait", "sampling", "encoding")
@@ -185,7 +186,7 @@ def job_outcomes(text: str) -> set[str]:
 
 @needs_prometheus
 def test_promtool_finds_nothing_wrong_with_what_is_shown(service: Service, worker_url: str) -> None:
-    service.ended(service.submit(dataset="digits", D=2048, steps=2)["id"])
+    service.ended(service.submit(**POINTS, steps=2)["id"])
     for url in (service.url, worker_url):
         promtool("check", "metrics", stdin=httpx.get(f"{url}/metrics").text)
     alone = shown(httpx.get(f"{worker_url}/metrics").text)
@@ -199,8 +200,8 @@ def test_a_real_prometheus_finds_data_for_every_panel_and_no_alert(
 ) -> None:
     with prometheus(tmp_path, {"api": service.url, "worker": worker_url}) as client:
         until(lambda: [each["value"][1] for each in answer(client, "up")] == ["1", "1"])
-        service.ended(service.submit(dataset="digits", D=2048, steps=2)["id"])
-        service.client.post("/v1/samples", json={"dataset": "digits", "D": 7})
+        service.ended(service.submit(**POINTS, steps=2)["id"])
+        service.client.post("/v1/samples", json=POINTS | {"D": 7})
         rules = client.get("/api/v1/rules").json()["data"]["groups"]
         loaded = {rule["name"]: rule for group in rules for rule in group["rules"]}
         assert loaded.keys() == ALERTS.keys() | RECORDS.keys()
