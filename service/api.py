@@ -1,13 +1,15 @@
 """The application: routes, what stands behind them, and what runs beside. Never imports torch."""
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 
-from service import __version__
+from service import __version__, tracing
 from service.access import Keys
 from service.dialects import InferenceError, OpenAIError
 from service.door import Door
@@ -60,6 +62,7 @@ def _telling(door: Door) -> Iterator[Coroutine[Any, Any, None]]:
 def create_app(settings: Settings) -> FastAPI:
     """The application; its lifespan holds the connections to Redis. Raises ValueError for a store that cannot be."""
     store = open_store(settings)
+    tracing.begin("api", f"{socket.gethostname()}-{os.getpid()}")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         await cancel_tasks(tasks, again_seconds=1)
         await door.queue.close()
+        await asyncio.to_thread(tracing.end)
 
     app = FastAPI(
         title="PFGM++ Serve",

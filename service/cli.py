@@ -26,6 +26,7 @@ EXTRAS = {
     "lmdb": "train",
     "matplotlib": "train",
     "obstore": "s3",
+    "opentelemetry": "otel",
 }
 """Which extra of the package brings a module."""
 

@@ -21,6 +21,7 @@ from service.logs import get_logger
 from service.messages import Batch, Completion, JobReport, Report
 from service.queue import Queue
 from service.store import ResultStore
+from service.tracing import trace_share, trace_wait
 
 Answer = TypeVar("Answer")
 
@@ -152,6 +153,7 @@ class Delivery:
             completion = await self._complete(batch, stored)
         for each in stored:
             self._forget(each.share)
+            trace_share(each.share)
         if completion.is_stale:
             log.warning("batch stale", jobs=[each.share.job_id for each in stored], batch=batch.id)
             return
@@ -200,6 +202,7 @@ class Delivery:
             await asyncio.sleep(STORE_PAUSE_SECONDS)
         await self.give_back(share.batch, error, share.job_id)
         self._forget(share)
+        trace_share(share, error)
 
     async def give_back(self, batch: Batch, error: JobError, job_id: str = "") -> None:
         """Give a batch, or one job of it, back after an error; its jobs are tried again, or fail."""
@@ -228,6 +231,7 @@ def _store_failed(error: Exception) -> JobError:
 def count_job(job: Job, batch: Batch) -> None:
     """Record, and log, a job that ended with a batch."""
     metrics.jobs_finished.labels(batch.model, job.status).inc()
+    trace_wait(job)
     if job.error:
         log.warning("job failed", job=job.id, lane=batch.lane, reason=job.error.detail)
     elif latency := job.latency():

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from service import metrics, results
+from service import metrics, results, tracing
 from service.access import Caller
 from service.addresses import is_callable
 from service.catalogue import Catalogue, OfferedModel
@@ -133,6 +133,7 @@ class Door:
             deadline_seconds=request.deadline_seconds,
             idempotency_key=sha256(idempotency_key.encode()).hexdigest() if idempotency_key else "",
             webhook=request.webhook.model_dump_json() if request.webhook else "",
+            traceparent=tracing.traceparent(),
             body_hash=_hash(body) if idempotency_key else "",
         )
 
@@ -151,7 +152,8 @@ class Door:
             raise await self._queue_full(submission.count * submission.evaluations)
         if job.id == submission.id:
             metrics.jobs_submitted.labels(job.request["model"]).inc()
-            log.info("job accepted", job=job.id, lane=submission.lane, images=job.count)
+            trace = tracing.note_job(job)
+            log.info("job accepted", job=job.id, lane=submission.lane, images=job.count, **trace)
         return job
 
     async def _model_for(self, request: SampleRequest) -> OfferedModel:

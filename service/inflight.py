@@ -14,6 +14,7 @@ from service.kinds import Kind, Request
 from service.messages import Batch
 from service.policy import Appetite, Flight, Hands, Policy
 from service.sample import Estimate, Walk
+from service.tracing import Calls, NetworkCall, calls_of
 
 
 @dataclass(eq=False)
@@ -42,6 +43,8 @@ class Share:
     """How often its images are to be shown on their way."""
     previews_made: int = 0
     is_being_shown: bool = False
+    calls: Calls | None = None
+    """The network calls that carried it, if it is traced."""
     shown: dict[int, Shown] = field(default_factory=dict)
     """What is to be seen of its parts, by the place of their first image."""
 
@@ -245,7 +248,11 @@ class Inflight:
             share.started = share.started or started
             share.widest = max(share.widest, images)
         self.engine.evaluate(flight, [cohort.walk or _begun(cohort, self.engine) for cohort in chosen])
-        seconds = time.monotonic() - started
+        ended = time.monotonic()
+        seconds = ended - started
+        for share in shares:
+            if share.calls:
+                share.calls.note(NetworkCall(started, ended, images))
         for cohort in chosen:
             cohort.land()
             cohort.share.evaluations_done += cohort.images
@@ -299,7 +306,12 @@ def _lately(known: float, measured: float) -> float:
 
 def _share(batch: Batch, job_id: str, kind: Kind[Request, object], request: Request) -> Share:
     """A share without its cohorts."""
-    return Share(batch, job_id, kind, request, evaluations=kind.evaluations(request), previews=kind.previews(request))
+    evaluations, previews, calls = (
+        kind.evaluations(request),
+        kind.previews(request),
+        calls_of(batch.traces.get(job_id, "")),
+    )
+    return Share(batch, job_id, kind, request, evaluations=evaluations, previews=previews, calls=calls)
 
 
 def _begun(cohort: Cohort, engine: Engine) -> Walk:

@@ -19,6 +19,8 @@ class Batch:
     requests: Mapping[str, str]
     submitted: Mapping[str, float]
     """When its jobs were submitted, in seconds, by id; earlier for those of a higher priority."""
+    traces: Mapping[str, str] = field(default_factory=dict)
+    """The `traceparent` of its jobs by id; "" for those that are not traced."""
     is_alone: bool = False
     """Whether its job has brought a worker down before, and must not share one with others."""
     leaves_more: bool = False
@@ -136,6 +138,8 @@ class Submission:
     """What a network evaluation takes, as far as it is known: by it a caller's jobs are put behind each other."""
     webhook: str = ""
     """Whom to tell of it, {url, events} as JSON."""
+    traceparent: str = ""
+    """Of the request that submits it, if that is traced."""
     body_hash: str = ""
     """By which a repeated submission is told from another one with the same idempotency key."""
 

@@ -135,7 +135,8 @@ class Queue:
         known = (job.id, job.kind, job.lane, job.count, job.evaluations, job.request, limit, patience_us)
         deadline_ms = 0 if job.deadline_seconds is None else int(job.deadline_seconds * 1000)
         wishes = (job.owner, job.priority, deadline_ms, job.idempotency_key, job.body_hash)
-        word, *rest = await self._run("submit", *known, *wishes, job.evaluation_us, *job.limits, job.webhook)
+        about = (job.webhook, job.traceparent)
+        word, *rest = await self._run("submit", *known, *wishes, job.evaluation_us, *job.limits, *about)
         if word == "full":
             return None
         if word == "reused":
@@ -203,12 +204,13 @@ class Queue:
         if answer[0] == "alone":
             raise EmptyHandsNeeded
         lane, text, is_alone, leaves_more, *rest = answer
-        jobs = _rows(rest, 3)
+        jobs = _rows(rest, 4)
         # A job that was deleted since has no request.
-        requests = {job_id: request for job_id, request, _ in jobs if request}
-        submitted = {job_id: float(ms) / 1000 for job_id, _, ms in jobs}
+        requests = {job_id: request for job_id, request, _, _ in jobs if request}
+        submitted = {job_id: float(ms) / 1000 for job_id, _, ms, _ in jobs}
+        traces = {job_id: traceparent for job_id, _, _, traceparent in jobs}
         claimed = tuple(part for part in _parts(text) if part.job_id in requests)
-        return Batch(batch_id, lane, claimed, requests, submitted, bool(is_alone), bool(leaves_more))
+        return Batch(batch_id, lane, claimed, requests, submitted, traces, bool(is_alone), bool(leaves_more))
 
     async def renew(
         self, done: Mapping[str, Mapping[str, int]], shown: Mapping[str, Mapping[int, Shown]] | None = None

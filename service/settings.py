@@ -15,6 +15,9 @@ from service.addresses import Network, networks
 OF_CLIENTS = {"PFGMPP_SERVER", "PFGMPP_KEY"}
 """Variables that commands read which ask a service."""
 
+OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+OTLP_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+
 REDIS_URL = re.compile(r"(rediss?|unix)://|rediss?\+cluster://[^/]|rediss?\+sentinel://[^/]+/[^/?]")
 
 SIGNING_SECRET = re.compile(r"whsec_[A-Za-z0-9+/]{32,88}={0,2}")
@@ -193,3 +196,19 @@ def faults(error: ValidationError) -> Iterator[str]:
             name = ".".join(map(str, each["loc"]))
             found = "" if name in SECRETS else f" (it is {each['input']!r})"
             yield f"{name}: {each['msg'].removeprefix('Value error, ')}{found}"
+
+
+def trace_exporter() -> Literal["otlp", "console"] | None:
+    """Where traces go, by the standard variables of OpenTelemetry, of which its SDK reads the others; None for nowhere.
+
+    Raises ValueError for one that asks for what there is not.
+    """
+    wish = os.environ.get("OTEL_TRACES_EXPORTER") or ("otlp" if any(map(os.environ.get, OTLP_ENDPOINTS)) else "none")
+    if wish == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if wish not in {"otlp", "console"}:
+        raise ValueError(f"OTEL_TRACES_EXPORTER={wish}: must be otlp, console or none")
+    for name in OTLP_PROTOCOLS:
+        if os.environ.get(name, "http/protobuf") != "http/protobuf":
+            raise ValueError(f"{name}={os.environ[name]}: must be http/protobuf, which collectors take on port 4318")
+    return wish  # type: ignore[return-value]

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import metrics
+from service import metrics, tracing
 from service.access import Anyone, Caller, Keys
 from service.dialects import dialect_of
 from service.events import Patience, Wish
@@ -206,6 +206,8 @@ def install(app: FastAPI, keys: Keys | None) -> None:
     app.add_middleware(Guard, keys=keys)
     app.add_middleware(Timed)
     app.add_middleware(HeadAsGet)
+    if tracing.is_on():
+        app.add_middleware(tracing.Traced)
 
 
 def _allowed(request: Request) -> set[str]:

@@ -14,7 +14,7 @@ from functools import partial
 from prometheus_client import start_http_server
 from redis.exceptions import RedisError
 
-from service import __version__, metrics
+from service import __version__, metrics, tracing
 from service.catalogue import ModelGone, WorkerState
 from service.delivery import Delivery, sampling_failed
 from service.engine import Engine, choose_device, keep_memory, use_threads
@@ -132,6 +132,7 @@ class Worker:
     async def _start_up(self) -> None:
         started = time.monotonic()
         settings = self.settings
+        tracing.begin("worker", self.name)
         keep_memory()
         use_threads(settings.threads or max(1, (os.cpu_count() or 1) - 1))
         self.store = open_store(settings)
@@ -191,7 +192,8 @@ class Worker:
             try:
                 appetite = self._appetite()
                 batch = appetite and await self.queue.claim(self._batch_id, self.name, appetite, not self.in_hand)
-                if batch:
+                if appetite and batch:
+                    self._count(batch, appetite)
                     await self._take(batch)
                 if not batch or not batch.leaves_more:
                     await self._wait_to_look()
@@ -200,6 +202,12 @@ class Worker:
             except RedisError as error:
                 log.warning("queue unreachable", reason=str(error))
                 await self._pause(1.0)
+
+    def _count(self, batch: Batch, appetite: Appetite) -> None:
+        """Record a claim, and whether it took all that there was room for."""
+        metrics.batch_images.labels(batch.model).observe(batch.images)
+        is_full = batch.images >= appetite.rooms.get(batch.model, 0)
+        metrics.batches.labels(batch.model, "full" if is_full else "idle").inc()
 
     def _appetite(self) -> Appetite | None:
         """What to claim now; None for nothing before something has left these hands."""
@@ -245,8 +253,6 @@ class Worker:
         # Only now a new id: a claim that was answered into the void is answered again.
         self._batch_id = new_id()
         self._claims += 1
-        metrics.batch_images.labels(batch.model).observe(batch.images)
-        metrics.batches.labels(batch.model, "full" if batch.images >= self.engine.capacity else "idle").inc()
         self._needs_empty_hands = batch.is_alone
         try:
             shares = self.inflight.shares_of(batch, kind_of(batch.lane))
@@ -451,4 +457,5 @@ class Worker:
             await self.queue.retire(self.name)
         await self.queue.close()
         self._computing.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(tracing.end)
         log.info("worker stopped")

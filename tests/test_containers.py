@@ -208,7 +208,11 @@ def test_linter_refuses_a_bad_dockerfile() -> None:
 
 @pytest.mark.parametrize(
     ("service", "expected"),
-    [("api", [".[s3]"]), ("worker", ["torch", ".[worker,s3]"]), ("worker-gpu", ["torch", ".[worker,s3]"])],
+    [
+        ("api", [".[s3,otel]"]),
+        ("worker", ["torch", ".[worker,s3,otel]"]),
+        ("worker-gpu", ["torch", ".[worker,s3,otel]"]),
+    ],
 )
 def test_images_install_what_the_project_names(service: str, expected: list[str]) -> None:
     installs = pip_installs(service)

@@ -35,6 +35,8 @@ DATABASE = "data.mdb"
         (["worker"], "torch", "worker"),
         (["worker"], "obstore", "s3"),
         (["api"], "obstore", "s3"),
+        (["api"], "opentelemetry", "otel"),
+        (["worker"], "opentelemetry", "otel"),
     ],
 )
 def test_a_missing_package_is_named(command: list[str], module: str, extra: str, tmp_path: Path) -> None:
@@ -48,6 +50,7 @@ def test_a_missing_package_is_named(command: list[str], module: str, extra: str,
         env={
             "REDIS_URL": "redis://unused",
             "PFGMPP_RESULTS_URL": "s3://bucket",
+            "OTEL_TRACES_EXPORTER": "otlp",
             "PYTHONPATH": ":".join(sys.path),
             "HOME": str(tmp_path),
         },

@@ -1,7 +1,8 @@
 -- Claim images of the lane that is due first, or has waited longest, across jobs, splitting large ones; as many as the
 -- worker has room for of that model. A job that must run alone is claimed by a worker with empty hands.
 -- A repeated call answers as the first. Returns {} when nothing waits, {"alone"} when empty hands are needed, else
--- {lane, parts, 1 if alone else 0, 1 if more waits for these models else 0, job, request, submitted [ms], job, ...}.
+-- {lane, parts, 1 if alone else 0, 1 if more waits for these models else 0, job, request, submitted [ms], traceparent,
+-- job, ...}.
 -- ARGV: batch, worker, lease [ms], below (evaluations per image; 0 = any), the oldest (1 or 0), hands are empty (1 or 0),
 --       favourite model, by how much its lanes come earlier [us], model, room, model, room, ...
 local batch, below, oldest = ARGV[1], tonumber(ARGV[4]), ARGV[5] == '1'
@@ -22,10 +23,11 @@ local function answer(lane, text, alone)
   for _, part in ipairs(parts(text)) do
     if not seen[part[1]] then
       seen[part[1]] = true
-      local job = redis.call('HMGET', P .. 'job:' .. part[1], 'request', 'begins_ms')
+      local job = redis.call('HMGET', P .. 'job:' .. part[1], 'request', 'begins_ms', 'traceparent')
       told[#told + 1] = part[1]
       told[#told + 1] = job[1] or ''
       told[#told + 1] = job[2] or '0'
+      told[#told + 1] = job[3] or ''
     end
   end
   return told

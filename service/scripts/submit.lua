@@ -5,7 +5,7 @@
 -- ARGV: id, kind, lane, count, evaluations per image, request, most evaluations, patience [us per evaluation], owner,
 --       priority, deadline [ms from now] or 0, idempotency key or "", hash of the body, what an evaluation takes [us],
 --       and limits of the owner, 0 for none: submissions per minute, evaluations not done, jobs not ended;
---       webhook {url, events} as JSON, or ""
+--       webhook {url, events} as JSON, or ""; traceparent, or ""
 local OLD = 2  -- jobs of the caller that are looked at, whether they are gone
 local id, lane, count, evaluations, owner = ARGV[1], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[9]
 local key = P .. 'job:' .. id
@@ -42,6 +42,7 @@ redis.call('HSET', key, 'kind', ARGV[2], 'lane', lane, 'status', 'queued', 'requ
   'score', score, 'submitted_ms', t / 1000, 'begins_ms', begins / 1000 - ARGV[10] * PRIORITY_US / 1000,
   'owner', owner)
 if ARGV[18] ~= '' then redis.call('HSET', key, 'webhook', ARGV[18]) end
+if ARGV[19] ~= '' then redis.call('HSET', key, 'traceparent', ARGV[19]) end
 settle(owner, cost, 1)
 redis.call('ZADD', P .. 'lane:' .. lane, score, id)
 redis.call('HINCRBY', P .. 'lane-images', lane, count)
