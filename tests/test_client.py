@@ -340,17 +340,11 @@ def test_both_clients_have_the_same_calls(blocking: type, asynchronous: type) ->
 
 
 def test_the_fields_are_those_of_a_request() -> None:
-    assert list(SampleFields.__annotations__) == sorted(SampleFields.__annotations__, key=_place)
     assert set(SampleFields.__annotations__) == set(SampleRequest.model_fields)
     required = {name for name, field in SampleRequest.model_fields.items() if field.is_required()}
     assert SampleFields.__required_keys__ == required
     hints = typing.get_type_hints(SampleFields, localns={"Window": object})
     assert hints.keys() == SampleRequest.model_fields.keys()
-
-
-def _place(name: str) -> int:
-    """Where a field stands: those of the service first, then how to sample."""
-    return [*SampleRequest.__annotations__, *SampleRequest.model_fields].index(name)
 
 
 def test_a_request_may_hold_what_python_has() -> None:

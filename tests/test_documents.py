@@ -75,7 +75,7 @@ def code_of(block: Block, service: Service, job: str) -> str:
     """What is run of a block: for this service, this job, and this Python's programs."""
     text = block.text if block.instead is None else block.instead
     text = re.sub(r"\.venv/bin/", "", text)
-    text = re.sub(r"https?://(localhost|127\.0\.0\.1):8000|(localhost|127\.0\.0\.1):8000", service.url, text)
+    text = re.sub(r"(localhost|127\.0\.0\.1):8000", service.url.removeprefix("http://"), text)
     return text.replace("<id>", job)
 
 
