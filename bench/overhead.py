@@ -90,12 +90,12 @@ def _round_trip(client: Client) -> tuple[float, float, dict[str, Any]]:
 
 
 def _get() -> bytes:
-    return b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
+    return b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def _post() -> bytes:
     body = json.dumps(REQUEST)
-    lines = ["POST /v1/samples HTTP/1.1", "Host: bench", "Content-Type: application/json", "Prefer: wait=30"]
+    lines = ["POST /v1/samples HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Prefer: wait=30"]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", body]).encode()
 
 

@@ -103,6 +103,10 @@ class Keys:
                 found = each
         return found
 
+    def knows(self, caller: Caller) -> bool:
+        """Whether the key that a caller had is still in the file."""
+        return caller in self._current()
+
     @property
     def is_readable(self) -> bool:
         """Whether the file can be read; nobody is known while it cannot."""

@@ -100,5 +100,5 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.page = page.read_files()
     app.state.keys = Keys(settings.keys_file) if settings.keys_file else None
-    install(app, app.state.keys)
+    install(app, app.state.keys, is_local=not settings.keys_file and not settings.allow_anyone)
     return app

@@ -161,7 +161,7 @@ class Catalogue:
 
     def paces(self, model: str) -> list[Pace]:
         """How fast the workers compute that have said so."""
-        return [worker.paces[model] for worker in self.workers if model in worker.paces and worker.state != "lost"]
+        return [worker.paces[model] for worker in self.workers if model in worker.paces]
 
     def seconds_to_run(self, model: str, count: int, evaluations: float) -> float | None:
         """What `count` images of so many evaluations take on a worker with nothing else to do; None if not known."""

@@ -59,6 +59,8 @@ class Connection(HttpToolsProtocol):
 
     _head_bytes = 0
     """That have come of a head which is not complete."""
+    _head_size = 0
+    """Bytes of the head that was read last."""
     _head_timer: asyncio.TimerHandle | None = None
     _taking_timer: asyncio.TimerHandle | None = None
     _body_timer: asyncio.TimerHandle | None = None
@@ -92,9 +94,20 @@ class Connection(HttpToolsProtocol):
         if self._head_timer is None:  # another request on this connection
             self._expect_head()
 
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._head_size = len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._head_size += len(name) + len(value)
+
     def on_headers_complete(self) -> None:
         self._have_head()
-        super().on_headers_complete()
+        if self._head_size > MOST_HEAD_BYTES:  # that came at once
+            self._end(TOO_LONG)
+        else:
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._is_whole = True

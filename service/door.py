@@ -346,6 +346,11 @@ class Door:
         self._is_draining = True
         self.events.end_all()
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether this process will end soon."""
+        return self._is_draining
+
     def check_open(self) -> None:
         """Raise Draining when this process will end."""
         if self._is_draining:

@@ -72,6 +72,8 @@ class Events:
     def __init__(self, queue: Queue, on_end: Callable[[str, str], None] = lambda job_id, status: None):
         self.queue = queue
         self._on_end = on_end
+        self.watchers = 0
+        """Streams that are open."""
         self._waiting: dict[str, set[Patience]] = {}
         queue.redis.link.subscribe(f"{queue.prefix}events", self._wake)
 
@@ -105,13 +107,21 @@ class Events:
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.watchers += 1
+        try:
+            yield
+        finally:
+            self.watchers -= 1
+
     async def watch(self, job_ids: Sequence[str], patience: Patience) -> AsyncGenerator[list[Job]]:
         """Those of the jobs that have not ended, whenever there may be news of one, and once those that have.
 
         It ends with the last of them, and when the patience is over.
         """
         open_ids = set(job_ids)
-        with ExitStack() as stack:
+        with ExitStack() as stack, self._counted():
             for job_id in open_ids:
                 stack.enter_context(self._registered(job_id, patience))
             while open_ids:

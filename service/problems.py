@@ -1,5 +1,6 @@
 """Everything a client can be refused for: one small tree of errors, mapped to RFC 9457 problems in one place."""
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from math import ceil
@@ -10,6 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 M = TypeVar("M", bound=BaseModel)
 
 MOST_FIELD_ERRORS = 100
+
+PLAIN_WORDS = {"extra_forbidden": "there is no such field", "missing": "is required"}
 
 SOME_JOB = "3f99f1bc697dea4bff1e3c0546c7d0b9"
 """An id for examples."""
@@ -100,6 +103,11 @@ class NotJson(Problem):
     example = "the body must be JSON: send it with the header `Content-Type: application/json`"
 
 
+class TooManyStreams(Problem):
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "too-many-streams"
+    example = "500 clients follow events here already; ask for the job with wait instead"
+
+
 class UnknownEncoding(Problem):
     status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unknown-encoding"
     example = "the Content-Encoding 'br' is not known; gzip and deflate are"
@@ -132,6 +140,16 @@ class Unauthorized(Problem):
     @property
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class UnknownHost(Problem):
+    status, code = HTTPStatus.MISDIRECTED_REQUEST, "unknown-host"
+    example = "example.com is not a name of this machine; set PFGMPP_ALLOW_ANYONE=true behind a proxy that you trust"
+
+
+class CrossSite(Problem):
+    status, code = HTTPStatus.FORBIDDEN, "cross-site"
+    example = "another site's page may not do this in your name"
 
 
 class Forbidden(Problem):
@@ -245,7 +263,10 @@ def _path(location: Sequence[int | str]) -> str:
 
 
 def _message(error: Mapping[str, Any]) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ")
+    """What is wrong, in our own words where a library's say little to whoever does not know it."""
+    if error["type"] in PLAIN_WORDS:
+        return PLAIN_WORDS[error["type"]]
+    message = re.sub("^Input should be ", "must be ", str(error["msg"]).removeprefix("Value error, "))
     return message[:1].lower() + message[1:]
 
 

@@ -136,6 +136,11 @@ class _Checks:
     def add(self, field: str, message: str) -> None:
         self.errors.append(FieldError(field=field, message=message))
 
+    @property
+    def found(self) -> set[str]:
+        """The fields that are known to be wrong."""
+        return {each.field for each in self.errors}
+
     def raise_any(self) -> None:
         if self.errors:
             raise refused(self.errors)
@@ -156,30 +161,16 @@ def resolve(
         checks.add("solver", f"must be one of: {', '.join(model.solvers)}")
     if request.count > max_count:
         checks.add("count", f"must be at most {max_count}")
-    checks.raise_any()
     sampling = Sampling(steps=steps, **{name: getattr(request, name) for name in SamplingOptions.model_fields})
-    faults = (
-        sampling.faults(model.sigma_min, model.sigma_max),
-        _guide_faults(sampling, model),
-        _window_faults(sampling, model),
-    )
-    for field, reason in chain(*faults):
-        checks.add(field, reason)
-    if request.bits and request.precision == "fast":
-        checks.add("precision", "must be exact for weights of few bits, so that nothing else differs")
-    seeds = _seeds(request, checks)
-    labels = _labels(request, model.classes, checks)
+    if not checks.found & {"steps", "solver"}:
+        _check_sampling(request, sampling, model, checks)
+    # Lists of so many are not made before it is known to be allowed.
+    countable = request.model_copy(update={"count": 1, "seeds": None, "labels": None})
+    counted = countable if "count" in checks.found else request
+    seeds, labels = _seeds(counted, checks), _labels(counted, model.classes, checks)
     columns = request.columns or math.ceil(math.sqrt(request.count))
-    if columns > request.count:
-        checks.add("columns", f"must be at most count, {request.count}")
-    size = size_of(request, model)
-    height, width = grid_shape(request.count, min(columns, request.count), size)
-    if height * width * request.scale**2 > max_pixels:
-        checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
-    if request.trajectory:
-        height, width = grid_shape(request.count * (steps + 1), steps + 1, size)
-        if height * width * request.scale**2 > max_pixels:
-            checks.add("trajectory", f"would have more than {max_pixels:,} pixels; use fewer steps or a smaller scale")
+    if "count" not in checks.found:
+        _check_size(request, columns, steps, size_of(request, model), max_pixels, checks)
     checks.raise_any()
     ends = sampling.range(model.sigma_min, model.sigma_max)
     return Resolved(
@@ -200,6 +191,34 @@ def resolve(
         deadline_seconds=request.deadline_seconds,
         webhook=request.webhook,
     )
+
+
+def _check_sampling(request: SampleRequest, sampling: Sampling, model: OfferedModel, checks: _Checks) -> None:
+    """Find what the model cannot do of how it is to be sampled."""
+    faults = (
+        sampling.faults(model.sigma_min, model.sigma_max),
+        _guide_faults(sampling, model),
+        _window_faults(sampling, model),
+    )
+    for field, reason in chain(*faults):
+        checks.add(field, reason)
+    if request.bits and request.precision == "fast":
+        checks.add("precision", "must be exact for weights of few bits, so that nothing else differs")
+
+
+def _check_size(
+    request: SampleRequest, columns: int, steps: int, size: tuple[int, int], max_pixels: int, checks: _Checks
+) -> None:
+    """Find pictures that would be too large, of images of that height and width."""
+    if columns > request.count:
+        checks.add("columns", f"must be at most count, {request.count}")
+    height, width = grid_shape(request.count, min(columns, request.count), size)
+    if height * width * request.scale**2 > max_pixels:
+        checks.add("scale", f"the grid would have more than {max_pixels:,} pixels; use a smaller scale or count")
+    if request.trajectory:
+        height, width = grid_shape(request.count * (steps + 1), steps + 1, size)
+        if height * width * request.scale**2 > max_pixels:
+            checks.add("trajectory", f"would have more than {max_pixels:,} pixels; use fewer steps or a smaller scale")
 
 
 def size_of(request: SamplingOptions, model: OfferedModel) -> tuple[int, int]:

@@ -9,8 +9,9 @@ from pydantic import BaseModel, Field
 from service.job import Eta, Job, Progress, Status
 
 EVENT_ID = re.compile(
-    r"(queued|running|succeeded|failed|canceled|expired)\.([0-9]{1,15})\.([0-9]{1,15})\.([0-9]{1,15})"
+    r"([0-9a-f]{8})\.(queued|running|succeeded|failed|canceled|expired)\.([0-9]{1,15})\.([0-9]{1,15})\.([0-9]{1,15})"
 )
+"""Of one job: the beginning of its id, then what is known of it."""
 
 Kind = Literal["queued", "started", "progress", "preview", "finished"]
 """Of events. `progress` may go back, when a worker was lost and its images wait anew."""
@@ -37,18 +38,12 @@ class PreviewEvent(BaseModel):
 
 
 class Seen(NamedTuple):
-    """What a client knows of a job: the id of the event that told it, `status.evaluations.place.previews`."""
+    """What a client knows of a job."""
 
     status: str = ""
     done: int = 0
     place: int = 0
     previews: int = 0
-
-    @classmethod
-    def parse(cls, event_id: str) -> "Seen":
-        """What the client knows that heard this event last; nothing if it is none of ours."""
-        found = EVENT_ID.fullmatch(event_id)
-        return cls(found[1], *map(int, found.groups()[1:])) if found else cls()
 
     @classmethod
     def of(cls, job: Job) -> "Seen":
@@ -61,16 +56,13 @@ class Seen(NamedTuple):
         """Whether there is no more to come."""
         return self.status not in {"", "queued", "running"}
 
-    def __str__(self) -> str:
-        return ".".join(map(str, self)) if self.status else ""
-
 
 def news(seen: Seen, job: Job) -> Iterator[tuple[Kind, Seen]]:
     """The events that tell of a job what a client does not know yet, each with what it knows then."""
     now = Seen.of(job)
-    if seen.is_of_the_end:
+    if seen.is_of_the_end and job.is_finished:
         return
-    if not seen.status:
+    if not seen.status or seen.is_of_the_end:
         seen = Seen("queued", place=now.place)
         yield "queued", seen
     if job.started_ms is not None and job.status != "queued" and seen.status == "queued":
@@ -82,20 +74,19 @@ def news(seen: Seen, job: Job) -> Iterator[tuple[Kind, Seen]]:
     if (now.done, now.place) != (seen.done, seen.place):
         seen = now._replace(previews=seen.previews)
         yield "progress", seen
-    if now.previews != seen.previews:
+    if now.previews and now.previews != seen.previews:
         yield "preview", now
 
 
 class Known(dict[str, Seen]):
-    """What a client knows of the jobs that it follows on one stream, by their ids in its order."""
+    """What a client knows of the jobs that it follows on one stream, by their ids."""
 
     @classmethod
     def parse(cls, job_ids: Sequence[str], event_id: str) -> "Known":
-        """What the client knows that heard this event last of a stream of these jobs."""
-        parts = event_id.split(",")
-        return cls(
-            zip(job_ids, map(Seen.parse, parts if len(parts) == len(job_ids) else [""] * len(job_ids)), strict=True)
-        )
+        """What the client knows that heard this event last; nothing of jobs that it does not tell of."""
+        found = filter(None, map(EVENT_ID.fullmatch, event_id.split(",")))
+        told = {each[1]: Seen(each[2], *map(int, each.groups()[2:])) for each in found}
+        return cls({job_id: told.get(job_id[:8], Seen()) for job_id in job_ids})
 
     @property
     def is_of_the_end(self) -> bool:
@@ -103,7 +94,7 @@ class Known(dict[str, Seen]):
         return all(seen.is_of_the_end for seen in self.values())
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.values()))
+        return ",".join(".".join([job_id[:8], *map(str, seen)]) for job_id, seen in self.items() if seen.status)
 
 
 def message(kind: Kind, data: str, known: Known) -> str:

@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -20,8 +23,10 @@ from service import metrics, tracing
 from service.access import Anyone, Caller, Keys
 from service.dialects import dialect_of
 from service.events import Patience, Wish
+from service.logs import get_logger
 from service.problems import (
     BodyTooLarge,
+    CrossSite,
     FieldError,
     Incomplete,
     NotJson,
@@ -31,10 +36,13 @@ from service.problems import (
     TooSlow,
     Unauthorized,
     Unexpected,
+    UnknownHost,
     http_problem,
     invalid,
     refused,
 )
+
+log = get_logger()
 
 QUEUE_RETRY_SECONDS = 2
 KEYS_RETRY_SECONDS = 30
@@ -63,6 +71,7 @@ IDEMPOTENCY_KEY = {
 POLICY = b"content-security-policy"
 """Pages have their own; what is no page may load nothing."""
 
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -75,6 +84,8 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
     """The body of a JSON request. Raises NotJson, or as `read_body`."""
     if content_type(request) != "application/json":
         raise NotJson("the body must be JSON: send it with the header `Content-Type: application/json`")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise NotJson("the body must be JSON as it is: send it without a Content-Encoding")
     return await read_body(request, max_bytes)
 
 
@@ -176,8 +187,11 @@ def queue_unavailable() -> QueueUnavailable:
     return QueueUnavailable("the queue does not answer", retry_after_seconds=QUEUE_RETRY_SECONDS)
 
 
-def install(app: FastAPI, keys: Keys | None) -> None:
-    """Map every error to a problem, let in whom the keys know (or anyone), and time every request."""
+def install(app: FastAPI, keys: Keys | None, is_local: bool) -> None:
+    """Map every error to a problem, let in whom the keys know (or anyone), and time every request.
+
+    `is_local`: without keys, for this machine alone.
+    """
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, problem: Problem) -> JSONResponse:
@@ -199,11 +213,7 @@ def install(app: FastAPI, keys: Keys | None) -> None:
     async def on_redis(request: Request, error: RedisError) -> JSONResponse:
         return answer(request, queue_unavailable())
 
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        return answer(request, Unexpected("something went wrong here; it has been logged"))
-
-    app.add_middleware(Guard, keys=keys)
+    app.add_middleware(Guard, keys=keys, is_local=is_local)
     app.add_middleware(Timed)
     app.add_middleware(HeadAsGet)
     if tracing.is_on():
@@ -217,9 +227,11 @@ def _allowed(request: Request) -> set[str]:
 
 
 class Guard:
-    """Lets in who has a key, and tells browsers to be careful with the answers.
+    """Lets in who has a key, tells browsers to be careful with the answers, and answers for what went wrong inside.
 
-    Without a key there are only the paths that say how the service is, and how it is used.
+    Without a key there are only the paths that say how the service is, and how it is used. Where there are no keys,
+    nothing tells a user from a page of another site that the user's browser shows: so such pages may change nothing,
+    and a service for one machine has that machine's names alone, which no other site can take on.
     """
 
     OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"})
@@ -233,16 +245,20 @@ class Guard:
     )
     STRICT = (*HEADERS, (POLICY, b"default-src 'none'; frame-ancestors 'none'"))
 
-    def __init__(self, app: ASGIApp, keys: Keys | None):
-        self.app, self.keys = app, keys
+    def __init__(self, app: ASGIApp, keys: Keys | None, is_local: bool):
+        self.app, self.keys, self.is_local = app, keys, is_local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
+        has_begun = False
+
         async def harden(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 headers = list(message.get("headers", ()))
                 is_page = any(name == POLICY for name, _ in headers)
                 message["headers"] = [*headers, *(self.HEADERS if is_page else self.STRICT)]
@@ -250,13 +266,20 @@ class Guard:
 
         try:
             scope.setdefault("state", {})["caller"] = self._caller(scope)
-        except (Unauthorized, NotReady) as problem:
+            await self.app(scope, receive, harden)
+        except Problem as problem:
             await answer(Request(scope), problem)(scope, receive, harden)
-            return
-        await self.app(scope, receive, harden)
+        except Exception:
+            if has_begun:  # the connection must be cut, which says that the rest is missing
+                raise
+            log.exception("defect", method=scope["method"], route=getattr(scope.get("route"), "path", "none"))
+            defect = Unexpected("something went wrong here; it has been logged")
+            await answer(Request(scope), defect)(scope, receive, harden)
 
     def _caller(self, scope: Scope) -> Caller:
-        """Who asks. Raises Unauthorized, or NotReady while nobody is known."""
+        """Who asks. Raises Unauthorized, NotReady while nobody is known, UnknownHost or CrossSite."""
+        if self.keys is None:
+            self._check_site(scope)
         if self.keys is None or scope["path"] in self.OPEN or scope["path"].startswith(self.OPEN_BELOW):
             return Anyone()
         if not self.keys.is_readable:
@@ -264,10 +287,39 @@ class Guard:
                 "the file of keys cannot be read, so nobody is let in", retry_after_seconds=KEYS_RETRY_SECONDS
             )
         scheme, _, key = Request(scope).headers.get("authorization", "").partition(" ")
-        caller = self.keys.caller(key.strip()) if scheme.lower() == "bearer" else None
-        if caller is None:
+        if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("a key is needed: send the header `Authorization: Bearer <key>`, with one that is valid")
+        caller = self.keys.caller(key.strip())
+        if caller is None:
+            raise Unauthorized("this key is not known, or no longer")
         return caller
+
+    def _check_site(self, scope: Scope) -> None:
+        """Raise UnknownHost or CrossSite for what a page of another site may have a browser ask."""
+        headers = Request(scope).headers
+        host = headers.get("host", "")
+        if self.is_local and not _is_of_this_machine(host):
+            hint = "set PFGMPP_ALLOW_ANYONE=true behind a proxy that you trust"
+            raise UnknownHost(f"{host[:128]!r} is not a name of this machine; {hint}")
+        if scope["method"] not in SAFE_METHODS and not _is_of_the_same_site(headers, host):
+            raise CrossSite("another site's page may not do this in your name")
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether a Host header names what no other site can be reached by: the loopback's names, or any address."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or name.endswith(".localhost") or bool(ip_address(name))
+    except ValueError:
+        return False
+
+
+def _is_of_the_same_site(headers: Headers, host: str) -> bool:
+    """Whether a request comes from this service's own page, or from no page: browsers say where it comes from."""
+    if site := headers.get("sec-fetch-site"):
+        return site in {"same-origin", "none"}
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2] == host
 
 
 class HeadAsGet:

@@ -86,7 +86,10 @@ async def client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application whose lifespan runs."""
     app = create_app(settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as open_:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as open_,
+    ):
         yield open_
 
 

@@ -148,7 +148,7 @@ class Flood:
         """Ask so many times on one connection, and read nothing."""
         url = httpx.URL(self.service.url)
         connection = stack.enter_context(socket.create_connection((url.host, url.port or 80), 10))
-        head = f"GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {self.flooder}\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.flooder}\r\n\r\n"
         connection.sendall(times * head.encode())
         return connection
 

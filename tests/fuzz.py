@@ -85,30 +85,32 @@ SLACK_SECONDS = 10.0
 
 BAD_HEADS = {
     "no HTTP": b"hello\r\n\r\n",
-    "an unknown version": b"GET /livez HTTP/9.9\r\nHost: a\r\n\r\n",
-    "a space in the path": b"GET /live z HTTP/1.1\r\nHost: a\r\n\r\n",
+    "an unknown version": b"GET /livez HTTP/9.9\r\nHost: [::1]\r\n\r\n",
+    "a space in the path": b"GET /live z HTTP/1.1\r\nHost: [::1]\r\n\r\n",
     "a null byte in a header": b"GET /livez HTTP/1.1\r\nHost: a\0b\r\n\r\n",
     "a header without a name": b"GET /livez HTTP/1.1\r\n: a\r\n\r\n",
-    "a negative length": b"POST /v1/samples HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-    "two lengths": b"POST /v1/samples HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-    "a length beside chunks": b"POST /v1/samples HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n"
+    "a negative length": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Length: -1\r\n\r\n",
+    "two lengths": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "a length beside chunks": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 4\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a chunk that is none": b"POST /v1/samples HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    "a chunk that is none": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
     b"Transfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n",
-    "a length of many digits": b"POST /v1/samples HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    "a length of many digits": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
     b"Content-Length: " + b"9" * 400 + b"\r\n\r\n",
-    "a body that is larger than may be": b"POST /v1/samples HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    "a body that is larger than may be": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
     b"Content-Length: 999999999\r\n\r\n",
-    "a key that is no text": b"POST /v1/samples HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    "a key that is no text": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
     b"Idempotency-Key: \xff\xfe\r\nContent-Length: 2\r\n\r\n{}",
-    "a path that is no text": b"GET /v1/jobs/%ff%00%2e%2e%2f HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a way up": b"GET /v1/jobs/../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a socket of the web": b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "a path that is no text": b"GET /v1/jobs/%ff%00%2e%2e%2f HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+    "a way up": b"GET /v1/jobs/../../etc/passwd HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+    "a socket of the web": b"GET /livez HTTP/1.1\r\nHost: [::1]\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
 }
 """Each must be answered with what is no error of the service, or with the end of the connection."""
 
-SLOW_BODY = b"POST /v1/samples HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
-WAITING = b"GET /v1/jobs?wait=60 HTTP/1.1\r\nHost: a\r\n\r\n"
+SLOW_BODY = (
+    b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+)
+WAITING = b"GET /v1/jobs?wait=60 HTTP/1.1\r\nHost: [::1]\r\n\r\n"
 
 
 class Fuzzed(NamedTuple):
@@ -233,7 +235,7 @@ def _noise(target: Target, count: int = 200) -> list[str]:
     """Bytes drawn at random, some of them behind a good beginning."""
     rng = random.Random(1)
     for k in range(count):
-        good = b"POST /v1/samples HTTP/1.1\r\nHost: a\r\n"[: rng.randrange(40)] if k % 2 else b""
+        good = b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\n"[: rng.randrange(40)] if k % 2 else b""
         with closing(target.connected()) as connection, suppress(ConnectionError):
             connection.sendall(good + rng.randbytes(rng.randrange(1, 2000)))
     return target.complaints("noise")

@@ -95,7 +95,7 @@ async def guarded(settings: Settings, queue: Queue, keys: Keys) -> AsyncIterator
     headers |= {"nobody": {}, "wrong": {"Authorization": "Bearer pfgmpp_x"}, "basic": {"Authorization": "Basic eDp5"}}
     async with app.router.lifespan_context(app):
         yield {
-            name: httpx.AsyncClient(transport=transport, base_url="http://api", headers=each)
+            name: httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=each)
             for name, each in headers.items()
         }
 
@@ -220,7 +220,7 @@ async def test_a_key_has_limits_of_its_own(
     app = create_app(settings.model_copy(update={"keys_file": keys.path}))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
 
         async def submit(key: str) -> httpx.Response:
@@ -243,7 +243,7 @@ async def test_a_flood_of_one_caller_does_not_hold_up_another(queue: Queue, sett
     app = create_app(settings.model_copy(update={"keys_file": keys.path}))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         for key, count in zip(secrets, (100, 1), strict=True):
             for _ in range(count):
@@ -295,3 +295,64 @@ def test_strangers_are_not_served_by_mistake(
     done = CliRunner().invoke(commands, [command])
     assert done.exit_code == 2
     assert reason in done.output
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "10.1.2.3", "a.localhost"]
+)
+async def test_a_local_service_answers_to_names_of_its_machine(client: httpx.AsyncClient, host: str) -> None:
+    assert (await client.get("/livez", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example", "", "[", "a:b"]
+)
+async def test_a_local_service_answers_to_no_other_name(client: httpx.AsyncClient, host: str) -> None:
+    """As a page would have it whose own name was made to stand for this machine."""
+    refused = await client.get("/v1/jobs", headers={"Host": host, "Origin": f"http://{host}"})
+    assert "PFGMPP_ALLOW_ANYONE" in problem(refused, 421, "unknown-host").detail
+
+
+async def test_names_are_of_no_account_where_anyone_may_ask(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"allow_anyone": True}))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://gpu-7") as near,
+    ):
+        assert (await near.get("/livez")).status_code == 200
+        problem(await near.post("/v1/samples", json=GOOD, headers={"Origin": "http://gpu-8"}), 403, "cross-site")
+
+
+@pytest.mark.usefixtures("offered")
+@pytest.mark.parametrize(
+    ("headers", "is_ours"),
+    [
+        ({}, True),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Origin": "http://localhost"}, True),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Origin": "http://localhost:9999"}, False),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "null"}, False),
+    ],
+    ids=str,
+)
+async def test_pages_of_other_sites_change_nothing(
+    client: httpx.AsyncClient, headers: dict[str, str], is_ours: bool
+) -> None:
+    for path in ("/v1/models/digits/2048/unload", "/v1/samples"):
+        response = await client.post(path, json=GOOD, headers=headers)
+        assert (response.status_code == 202) is is_ours or response.json()["code"] == "no-worker"
+        if not is_ours:
+            problem(response, 403, "cross-site")
+    assert (await client.get("/v1/models", headers=headers)).status_code == 200
+
+
+async def test_a_key_that_is_not_known_is_told_from_none(guarded: dict[str, httpx.AsyncClient]) -> None:
+    nobody = guarded["nobody"]
+    assert "a key is needed" in problem(await nobody.get("/v1/models"), 401, "unauthorized").detail
+    wrong = await nobody.get("/v1/models", headers={"Authorization": "Bearer pfgmpp_wrong"})
+    assert "not known" in problem(wrong, 401, "unauthorized").detail

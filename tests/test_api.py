@@ -1,6 +1,7 @@
 """The HTTP contract, on a real Redis: what is accepted, and how everything else is refused."""
 
 import asyncio
+import gzip
 import json
 import re
 from typing import Any
@@ -213,7 +214,7 @@ async def test_a_full_queue_says_when_to_come_back(settings: Settings, queue: Qu
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         assert (await client.post("/v1/samples", json=GOOD | {"count": 28})).status_code == 202
         response = await client.post("/v1/samples", json=GOOD | {"count": 20})
@@ -226,7 +227,7 @@ async def test_without_redis_everything_says_so(settings: Settings) -> None:
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://api") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         for response in (
             await client.post("/v1/samples", json=GOOD),
@@ -319,7 +320,10 @@ async def test_a_job_is_erased_with_its_result(client: httpx.AsyncClient, queue:
 async def test_a_job_whose_retention_time_is_over_is_gone(settings: Settings, queue: Queue) -> None:
     app = create_app(settings.model_copy(update={"retention_seconds": 0.01}))
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as brief:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as brief,
+    ):
         job = (await brief.post("/v1/samples", json=GOOD)).json()
         here = job["links"]["self"]
         await brief.post(f"{here}/cancel")
@@ -416,7 +420,10 @@ async def test_an_estimate_says_that_a_request_would_be_refused(settings: Settin
     await queue.announce(worker_state())
     app = create_app(settings.model_copy(update={"max_queued_evaluations": 100}))
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as tight:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as tight,
+    ):
         found = (await tight.post("/v1/estimates", json=GOOD | {"count": 3})).json()
     assert (found["wait_seconds"], found["run_seconds"], found["eta_seconds"]) == (0.0, None, None)
     assert (found["refusal"]["status"], found["refusal"]["code"]) == (503, "queue-full")
@@ -533,7 +540,7 @@ async def test_a_client_that_goes_away_leaves_no_waiter(
     app = create_app(settings)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             job = (await client.post("/v1/samples", json=GOOD)).json()
         said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         said.put_nowait({"type": "http.request", "body": json.dumps(GOOD).encode() if method == "POST" else b""})
@@ -824,3 +831,31 @@ async def test_the_status_tells_of_workers_and_queue(client: httpx.AsyncClient, 
     waiting = of_model["digits-d2048"]
     assert (waiting["queued_jobs"], waiting["queued_images"], waiting["queued_evaluations"]) == (1, 3, 105)
     assert of_model["faces-d128"]["queued_jobs"] == of_model["faces-d128"]["oldest_age_seconds"] == 0
+
+
+async def test_everything_that_is_wrong_is_told_at_once(client: httpx.AsyncClient, offered: None) -> None:
+    wrong = GOOD | {"count": 9999, "steps": 999, "solver": "none", "label": "eleven", "seed": 2**63 - 1}
+    refused = problem(await client.post("/v1/samples", json=wrong), 422, "invalid-request")
+    assert {each.field for each in refused.errors} == {"count", "steps", "solver", "label"}
+    wrong = GOOD | {"count": 3, "seeds": [1], "labels": ["x"], "columns": 4, "sigma_max": 900, "foo": 1}
+    refused = problem(await client.post("/v1/samples", json=wrong), 422, "invalid-request")
+    assert [(each.field, each.message) for each in refused.errors] == [("foo", "there is no such field")]
+    del wrong["foo"]
+    refused = problem(await client.post("/v1/samples", json=wrong), 422, "invalid-request")
+    assert {each.field for each in refused.errors} == {"seeds", "labels", "labels.0", "columns", "sigma_max"}
+
+
+async def test_a_compressed_body_is_refused_in_words(client: httpx.AsyncClient, offered: None) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    refused = await client.post("/v1/samples", content=gzip.compress(json.dumps(GOOD).encode()), headers=headers)
+    assert "Content-Encoding" in problem(refused, 415, "not-json").detail
+
+
+async def test_a_defect_is_a_problem_as_any_other(
+    settings: Settings, client: httpx.AsyncClient, offered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Queue, "census", None)
+    response = await client.get("/v1/status")
+    assert "logged" in problem(response, 500, "internal-error").detail
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in response.headers["content-security-policy"]

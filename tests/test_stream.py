@@ -12,9 +12,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import Request
 from PIL import Image
 
 from bench.running import Service, running
+from service.access import Anyone, Caller, Keys
+from service.api import create_app
 from service.forecast import Forecast
 from service.job import Eta, Job, Shown
 from service.picture import array_bytes
@@ -31,12 +34,18 @@ WALK = ["queued", "started", "progress", "preview", "finished"]
 GOOD: dict[str, Any] = {"dataset": "digits", "D": 2048}
 
 
+def request_of(client: httpx.AsyncClient, caller: Caller | None = None) -> Request:
+    """A request to the application of a client, as one of its routes has it."""
+    app = client._transport.app  # type: ignore[attr-defined]
+    return Request({"type": "http", "app": app, "state": {"caller": caller or Anyone()}})
+
+
 def kinds(job: Job, event_id: str = "") -> list[Kind]:
-    return [kind for kind, _ in news(Seen.parse(event_id), job)]
+    return [kind for kind, _ in news(Known.parse([job.id], event_id)[job.id], job)]
 
 
 def ids(job: Job, event_id: str = "") -> list[str]:
-    return [str(seen) for _, seen in news(Seen.parse(event_id), job)]
+    return [str(Known({job.id: seen})) for _, seen in news(Known.parse([job.id], event_id)[job.id], job)]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +73,8 @@ async def test_whatever_a_client_heard_last_it_is_told_the_rest_and_nothing_twic
     done = await job_of(queue, job_id)
     assert kinds(done) == ["queued", "started", "finished"]
     assert kinds(done, last) == ["finished"]
-    assert Seen.parse(ids(done)[-1]).is_of_the_end
-    assert not Seen.parse(last).is_of_the_end
+    assert Known.parse([job_id], ids(done)[-1]).is_of_the_end
+    assert not Known.parse([job_id], last).is_of_the_end
 
 
 async def test_progress_that_is_lost_with_a_worker_is_told(queue: Queue) -> None:
@@ -86,24 +95,90 @@ async def test_a_job_that_never_began_is_never_told_to_have_started(queue: Queue
     assert kinds(await job_of(queue, job_id)) == ["queued", "finished"]
 
 
-@pytest.mark.parametrize("event_id", ["", "x", "running", "running.1.2", "running.-1.0.0", "done.1.0.0", "9" * 100])
+@pytest.mark.parametrize(
+    "event_id",
+    ["", "x", "running", "1.2", "01234567.running.-1.0.0", "01234567.done.1.0.0", "76543210.running.1.0.0", "9" * 100],
+)
 async def test_an_id_that_is_none_of_ours_means_that_nothing_is_known(event_id: str) -> None:
-    assert Seen.parse(event_id) == Seen()
+    assert Known.parse(["0123456789abcdef"], event_id) == {"0123456789abcdef": Seen()}
+
+
+async def test_an_id_that_was_made_up_keeps_nobody_from_the_truth(queue: Queue) -> None:
+    job_id = await submit(queue, 4)
+    batch = await claim(queue)
+    running = await job_of(queue, job_id)
+    assert kinds(running, f"{job_id[:8]}.running.99999.0.99999") == ["progress"]
+    assert kinds(running, f"{job_id[:8]}.succeeded.1.0.0") == ["queued", "started"]
+    await ended(queue, batch, job_id)
+    done = await job_of(queue, job_id)
+    assert kinds(done, f"{job_id[:8]}.running.99999.0.99999") == ["finished"]
+    other = await submit(queue, 4)
+    known = Known.parse([other, job_id], ids(done)[-1])
+    assert known == {other: Seen(), job_id: Seen("succeeded", 140)}
 
 
 async def test_streams_end_when_the_server_is_about_to(client: httpx.AsyncClient, queue: Queue, offered: None) -> None:
     job = (await client.post("/v1/samples", json=GOOD)).json()
-    door = client._transport.app.state.door  # type: ignore[attr-defined]
-    said = []
-    async with aclosing(events._stream(door, Known.parse([job["id"]], ""), float("inf"))) as stream:
+    request = request_of(client)
+    door, said = request.app.state.door, []
+    async with aclosing(events._stream(request, Known.parse([job["id"]], ""), float("inf"))) as stream:
         async for text in stream:
             said.append(text)
             if len(said) == 2:
                 door.drain()
     assert said[0] == "retry: 1000\n\n"
-    assert said[1].startswith("id: queued.0.0.0\nevent: queued\ndata: {")
+    assert said[1].startswith(f"id: {job['id'][:8]}.queued.0.0.0\nevent: queued\ndata: {{")
     assert len(said) == 2
-    assert door.events.waiters == 0
+    assert door.events.waiters == door.events.watchers == 0
+    again = await client.get(job["links"]["events"])  # what there is to say, at once, and no more
+    assert again.text == "".join(said)
+
+
+async def test_streams_end_with_the_key_that_they_were_asked_for_with(
+    settings: Settings, queue: Queue, offered: None
+) -> None:
+    keys = Keys(settings.data_dir.parent / "keys.json")
+    key = keys.add(Caller(name="alice"))
+    app = create_app(settings.model_copy(update={"keys_file": keys.path}))
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers={"Authorization": f"Bearer {key}"}
+        ) as client,
+    ):
+        job = (await client.post("/v1/samples", json=GOOD)).json()
+        request = request_of(client, app.state.keys.caller(key))
+        async with aclosing(events._stream(request, Known.parse([job["id"]], ""), float("inf"))) as stream:
+            assert "event: queued" in [await anext(stream) for _ in range(2)][1]
+            keys.revoke("alice")
+            await queue.cancel(job["id"])
+            assert [text async for text in stream] == []
+
+
+async def test_half_of_all_connections_are_kept_from_streams(
+    client: httpx.AsyncClient, offered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "most_connections", lambda: 2)
+    jobs = [(await client.post("/v1/samples", json=GOOD)).json() for _ in range(2)]
+    request = request_of(client)
+    async with aclosing(events._stream(request, Known.parse([jobs[0]["id"]], ""), float("inf"))) as stream:
+        assert len([await anext(stream) for _ in range(2)]) == 2
+        refused = await client.get(jobs[1]["links"]["events"])
+    assert (refused.status_code, refused.json()["code"]) == (503, "too-many-streams")
+    assert (await client.head(jobs[1]["links"]["events"])).status_code == 200
+
+
+async def test_a_stream_ends_when_redis_is_lost(
+    settings: Settings, client: httpx.AsyncClient, queue: Queue, offered: None
+) -> None:
+    job = (await client.post("/v1/samples", json=GOOD)).json()
+    request = request_of(client)
+    async with aclosing(events._stream(request, Known.parse([job["id"]], ""), float("inf"))) as stream:
+        assert len([await anext(stream) for _ in range(2)]) == 2
+        await queue.redis.set(f"{queue.prefix}job:{job['id']}", "no job", xx=True)  # every script fails on it
+        request.app.state.door.events._wake(f"{job['id']} running")
+        assert [text async for text in stream] == []
 
 
 async def test_a_silent_stream_shows_that_it_lives(
@@ -111,8 +186,8 @@ async def test_a_silent_stream_shows_that_it_lives(
 ) -> None:
     monkeypatch.setattr(events, "HEARTBEAT_SECONDS", 0)
     job = (await client.post("/v1/samples", json=GOOD)).json()
-    door = client._transport.app.state.door  # type: ignore[attr-defined]
-    async with aclosing(events._stream(door, Known.parse([job["id"]], "queued.0.0.0"), float("inf"))) as stream:
+    heard = Known.parse([job["id"]], f"{job['id'][:8]}.queued.0.0.0")
+    async with aclosing(events._stream(request_of(client), heard, float("inf"))) as stream:
         assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", ": heartbeat\n\n"]
 
 
@@ -124,7 +199,7 @@ async def test_a_stream_of_no_job_or_of_one_all_told_is_none(
     head = await client.head(f"/v1/jobs/{job['id']}/events")
     assert head.headers["content-type"] == "text/event-stream; charset=utf-8"
     await client.post(f"/v1/jobs/{job['id']}/cancel")
-    told = await client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "queued.0.0.0"})
+    told = await client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": f"{job['id'][:8]}.queued.0.0.0"})
     assert "event: finished" in told.text
     last = told.text.partition("id: ")[2].partition("\n")[0]
     over = await client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": last})
@@ -155,7 +230,7 @@ def test_a_stream_shows_a_job_from_its_queue_to_its_end(service: Service) -> Non
     shown = [np.asarray(Image.open(BytesIO(base64.b64decode(each["png"]))), dtype=float) for each in previews]
     assert all(picture.shape == end.shape for picture in shown)
     assert np.abs(shown[-1] - end).mean() < np.abs(shown[0] - end).mean()
-    again = service.client.get(job["links"]["events"], headers={"Last-Event-ID": "queued.0.0.0"})
+    again = service.client.get(job["links"]["events"], headers={"Last-Event-ID": f"{job['id'][:8]}.queued.0.0.0"})
     assert again.text.count("event: ") == 2
 
 

@@ -107,7 +107,10 @@ async def serving(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application whose lifespan runs."""
     app = create_app(settings)
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://api") as open_:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as open_,
+    ):
         yield open_
 
 

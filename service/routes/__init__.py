@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 
-from service.access import Caller
+from service.access import Caller, Keys
 from service.dialects import PROBLEMS, Dialect
 from service.door import Door
 from service.openapi import problem_responses
@@ -31,6 +31,12 @@ def caller_of(request: Request) -> Caller:
     """Who asks."""
     caller: Caller = request.state.caller
     return caller
+
+
+def is_known(request: Request) -> bool:
+    """Whether who asked still has the key that it asked with, or needs none."""
+    keys: Keys | None = request.app.state.keys
+    return keys is None or keys.knows(caller_of(request))
 
 
 def admit_admin(request: Request) -> None:

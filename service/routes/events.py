@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 from fastapi import Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from redis.exceptions import RedisError
 
 from service import results
+from service.connection import most_connections
 from service.door import Door
 from service.events import Patience
 from service.job import Job
 from service.logs import get_logger
 from service.openapi import EVENTS, problem_responses
-from service.problems import Gone, InvalidRequest, Lost, NotFound, QueueUnavailable
-from service.routes import caller_of, door_of, new_router
+from service.problems import Gone, InvalidRequest, Lost, NotFound, QueueUnavailable, TooManyStreams
+from service.routes import caller_of, door_of, is_known, new_router
 from service.stream import Kind, Known, PreviewEvent, ProgressEvent, message, news
 
 HEARTBEAT_SECONDS = 15.0
@@ -26,6 +28,8 @@ MOST_JOBS = 32
 """On one stream."""
 
 HEARTBEAT = ": heartbeat\n\n"
+STREAMS_RETRY_SECONDS = 5.0
+
 RECONNECT = "retry: 1000\n\n"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -53,7 +57,7 @@ LastEventId = Annotated[str, Header(max_length=4096, description="The id of the 
     tags=["jobs"],
     summary="The events of a job as they happen",
     response_class=EventStream,
-    responses={**STREAMS, **problem_responses(NotFound, Gone, Lost, InvalidRequest, QueueUnavailable)},
+    responses={**STREAMS, **problem_responses(NotFound, Gone, Lost, InvalidRequest, TooManyStreams, QueueUnavailable)},
 )
 async def events(job_id: str, request: Request, last_event_id: LastEventId = "") -> Response:
     """`queued`, `started`, `progress`, `preview` and `finished`, as [server-sent
@@ -71,7 +75,7 @@ async def events(job_id: str, request: Request, last_event_id: LastEventId = "")
     tags=["jobs"],
     summary="The events of several jobs",
     response_class=EventStream,
-    responses={**STREAMS, **problem_responses(NotFound, Gone, Lost, InvalidRequest, QueueUnavailable)},
+    responses={**STREAMS, **problem_responses(NotFound, Gone, Lost, InvalidRequest, TooManyStreams, QueueUnavailable)},
 )
 async def events_of_several(
     request: Request,
@@ -84,27 +88,38 @@ async def events_of_several(
 
 async def _answer(request: Request, job_ids: list[str], last_event_id: str) -> Response:
     door, known = door_of(request), Known.parse(job_ids, last_event_id)
-    for job_id in job_ids:
-        await door.job(job_id, caller_of(request))
-    if known.is_of_the_end:
+    jobs = [await door.job(job_id, caller_of(request)) for job_id in job_ids]
+    if known.is_of_the_end and all(job.is_finished for job in jobs):
         return Response(status_code=204)
-    is_head = request.scope.get("is_head", False)
-    return EventStream(_stream(door, known, 0 if is_head else float("inf")), headers=HEADERS)
+    if door.events.watchers >= (most := most_connections() // 2):
+        detail = f"{most:,} clients follow events here already; ask for the job with wait instead"
+        raise TooManyStreams(detail, retry_after_seconds=STREAMS_RETRY_SECONDS)
+    # Of a server that will end, or of a head, only what there is to say now.
+    is_brief = door.is_draining or request.scope.get("is_head", False)
+    return EventStream(_stream(request, known, 0 if is_brief else float("inf")), headers=HEADERS)
 
 
-async def _stream(door: Door, known: Known, seconds: float) -> AsyncGenerator[str]:
-    """The events that are new to a client, as they come, until its jobs have ended or this process is about to."""
-    patience, loop = Patience(seconds, "news"), asyncio.get_running_loop()
+async def _stream(request: Request, known: Known, seconds: float) -> AsyncGenerator[str]:
+    """The events that are new to a client, as they come.
+
+    Until its jobs have ended, its key is none any longer, Redis is lost, or this process is about to end.
+    """
+    door, patience, loop = door_of(request), Patience(seconds, "news"), asyncio.get_running_loop()
     yield RECONNECT
     spoke = loop.time()
-    async with aclosing(door.events.watch(list(known), patience)) as news_of:
-        async for jobs in news_of:
-            async for text in _told(door, jobs, known):
-                yield text
-                spoke = loop.time()
-            if loop.time() - spoke > HEARTBEAT_SECONDS:
-                yield HEARTBEAT
-                spoke = loop.time()
+    try:
+        async with aclosing(door.events.watch(list(known), patience)) as news_of:
+            async for jobs in news_of:
+                if not is_known(request):
+                    return
+                async for text in _told(door, jobs, known):
+                    yield text
+                    spoke = loop.time()
+                if loop.time() - spoke > HEARTBEAT_SECONDS:
+                    yield HEARTBEAT
+                    spoke = loop.time()
+    except RedisError as error:  # who connects again is told the rest
+        log.warning("queue unreachable", reason=str(error))
 
 
 async def _told(door: Door, jobs: list[Job], known: Known) -> AsyncGenerator[str]:

@@ -36,6 +36,9 @@ ANY = {"", "any"}
 
 ARTICLE = re.compile(r"^(an?|the)\s+")
 
+MOST_IMAGES = 10_000
+"""Of one request, whatever the service allows: more are not even counted out."""
+
 SHOWN_CLASSES = 100
 
 NAMES = {"dataset": "model", "D": "model", "count": "n", "scale": "size", "label": "prompt", "labels": "prompt"}
@@ -60,7 +63,7 @@ class ImagesRequest(SampleOptions):
         description='A class of the model, by name or index ("7", "a 7"), or one for each image with commas between; '
         'empty or "any" to have them drawn.',
     )
-    n: int | None = Field(1, ge=1, description="Images.")
+    n: int | None = Field(1, ge=1, le=MOST_IMAGES, description="Images; the service may allow fewer.")
     size: str | None = Field(
         "auto",
         max_length=32,
