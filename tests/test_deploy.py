@@ -86,12 +86,22 @@ def container_of(place: str, name: str) -> Manifest:
     return dict(container)
 
 
+def value_of(variable: Manifest, common: Manifest) -> str | None:
+    """The value of a variable of a container, of the common settings if it is taken from them; None for secrets."""
+    taken = variable.get("valueFrom", {}).get("configMapKeyRef")
+    if not taken:
+        return variable.get("value")
+    assert taken["name"] == common["metadata"]["name"]
+    assert not taken.get("optional", False)
+    return str(common["data"][taken["key"]])
+
+
 def environment_of(place: str, name: str) -> dict[str, str | None]:
     """The environment of a container of ours: of its image, of the common settings, its own; None for secrets."""
     container = container_of(place, name)
     common = named(place, "ConfigMap", "pfgmpp")
     assert container["envFrom"][0] == {"configMapRef": {"name": common["metadata"]["name"]}}
-    own = {each["name"]: each.get("value") for each in container["env"]}
+    own = {each["name"]: value_of(each, common) for each in container["env"]}
     return {**image_environment(name), **common["data"], **own}
 
 
@@ -284,9 +294,31 @@ def test_results_are_a_volume_of_api_and_workers(place: str) -> None:
 def test_results_in_a_bucket_need_no_volume() -> None:
     assert not of_kind("gpu-s3", "PersistentVolumeClaim")
     for name in OURS:
-        assert settings_of(environment_of("gpu-s3", name)).results_url
         assert {"secretRef": {"name": "pfgmpp-s3", "optional": True}} in container_of("gpu-s3", name)["envFrom"]
         assert "results" not in {each["name"] for each in pod_of("gpu-s3", name)["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize("bucket", ["s3://my-bucket/pfgmpp", "s3://another/place"])
+def test_results_go_to_the_bucket_that_the_overlay_names(bucket: str, tmp_path: Path) -> None:
+    shutil.copytree(MANIFESTS, tmp_path, dirs_exist_ok=True)
+    overlay = tmp_path / "gpu-s3" / "kustomization.yaml"
+    overlay.write_text(overlay.read_text().replace("s3://my-bucket/pfgmpp", bucket))
+    place = str(overlay.parent)
+    assert named(place, "ConfigMap", "pfgmpp")["data"]["AWS_REGION"] == "eu-central-1"
+    for name in OURS:
+        assert settings_of(environment_of(place, name)).results_url == bucket
+
+
+def test_no_pod_starts_without_the_bucket_that_an_overlay_must_name(tmp_path: Path) -> None:
+    """For a variable is taken of the common settings that is not there."""
+    shutil.copytree(MANIFESTS, tmp_path, dirs_exist_ok=True)
+    overlay = tmp_path / "gpu-s3" / "kustomization.yaml"
+    overlay.write_text(re.sub(r"(?m)^ +- (PFGMPP_RESULTS_URL|AWS_REGION)=.*\n", "", overlay.read_text()))
+    place = str(overlay.parent)
+    assert not {"PFGMPP_RESULTS_URL", "AWS_REGION"} & named(place, "ConfigMap", "pfgmpp")["data"].keys()
+    for name in OURS:
+        with pytest.raises(KeyError, match="PFGMPP_RESULTS_URL"):
+            environment_of(place, name)
 
 
 @pytest.mark.parametrize("place", PLACES)
