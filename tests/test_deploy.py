@@ -212,8 +212,8 @@ def test_ports_and_probes_are_those_of_the_code(place: str) -> None:
         }
         for name in OURS
     }
-    assert probes["api"]["liveness"] == probes["api"]["startup"] == {"path": "/livez", "port": "http"}
-    assert probes["api"]["readiness"] == {"path": "/readyz", "port": "http"}
+    # Ready is said of a pod alone: without Valkey or workers, all pods go on answering 503 with a reason.
+    assert set(map(str, probes["api"].values())) == {str({"path": "/livez", "port": "http"})}
     assert set(map(str, probes["worker"].values())) == {str({"path": "/metrics", "port": "metrics"})}
     paths = {route.path for route in ROUTES if isinstance(route, APIRoute)}
     assert {each["path"] for name in OURS for each in probes[name].values()} <= paths
