@@ -379,6 +379,16 @@ def test_the_scaler_watches_the_queue(place: str) -> None:
     assert f'namespace="{workers["metadata"]["namespace"]}"' in trigger["metadata"]["query"]
 
 
+@pytest.mark.parametrize(("place", "per_second"), [("", 2_000), ("gpu-s3", 10_000)])
+def test_the_scaler_knows_what_a_worker_does(place: str, per_second: int) -> None:
+    """As docs/sizing.md says: half a minute's work of a core, or of a GPU, for which a figure stands in."""
+    [trigger] = named(place, "ScaledObject", "worker")["spec"]["triggers"]
+    assert int(trigger["metadata"]["threshold"]) == 30 * per_second
+    [told] = re.findall(r"(?s)## The scaler\n(.*?)\n## ", (ROOT / "docs" / "sizing.md").read_text())
+    assert f"{30 * per_second:,}" in told
+    assert f"{per_second:,} a second" in told
+
+
 def test_the_scaler_counts_the_queue_once(tmp_path: Path) -> None:
     """However many API replicas tell of it."""
     if not shutil.which("promtool"):
