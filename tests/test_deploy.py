@@ -25,6 +25,7 @@ from service.messages import Census
 from service.settings import Settings
 from service.supervisor import MISCONFIGURED
 from service.worker import INSIST_SECONDS
+from tests.documents import blocks
 from tests.test_containers import COMPOSE, ROUTES, image_environment, said, worker_metrics_port
 
 ROOT = Path(__file__).parent.parent
@@ -405,6 +406,19 @@ def test_the_scaler_counts_the_queue_once(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"tests": [{"input_series": series, "promql_expr_test": [expected]}]}))
     tested = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
     assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_the_command_for_alerts_makes_an_object_of_them() -> None:
+    [block] = [each for each in blocks(ROOT / "docs" / "operating.md") if "PrometheusRule" in each.text]
+    made_by, _, applied_by = block.text.partition("| kubectl")
+    assert applied_by.split() == ["-n", "pfgmpp", "apply", "-f", "-"]
+    made = subprocess.run(["bash", "-euc", made_by], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert yaml.safe_load(made.stdout) == {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "pfgmpp"},
+        "spec": yaml.safe_load((ROOT / "docker" / "alerts.yml").read_text()),
+    }
 
 
 def test_monitors_scrape_what_can_be_scraped() -> None:
