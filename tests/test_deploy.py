@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -443,6 +444,44 @@ def test_the_network_lets_pass_what_must_and_no_more(place: str) -> None:
         assert way["ports"] == [{"port": port_of(place, "valkey", "redis")}]
     [entry] = policies["valkey"]["ingress"]
     assert pods_selected(place, entry["from"][0]["podSelector"]) == set(OURS)
+
+
+def ways_out(place: str, name: str) -> list[Manifest]:
+    """What all policies together let the pods of a workload reach."""
+    return [
+        way
+        for policy in of_kind(place, "NetworkPolicy")
+        if name in pods_selected(place, policy["spec"]["podSelector"])
+        for way in policy["spec"].get("egress", [])
+    ]
+
+
+def addresses_open(place: str, name: str) -> set[tuple[str, int, str]]:
+    """The single addresses that a workload reaches: (address, port, protocol)."""
+    return {
+        (to["ipBlock"]["cidr"], port["port"], port.get("protocol", "TCP"))
+        for way in ways_out(place, name)
+        for to in way.get("to", [])
+        if to.get("ipBlock", {}).get("cidr", "").endswith("/32")
+        for port in way["ports"]
+    }
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_names_and_credentials_can_be_asked_for(name: str) -> None:
+    names = {("169.254.20.10/32", 53, protocol) for protocol in ("TCP", "UDP")}
+    credentials = {(f"{address}/32", 80, "TCP") for address in ("169.254.169.254", "169.254.170.23")}
+    assert addresses_open("", name) == names
+    assert addresses_open("gpu-s3", name) == names | credentials
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_traces_reach_the_collector(name: str) -> None:
+    endpoint = urlsplit(environment_of("gpu-s3", name)["OTEL_EXPORTER_OTLP_ENDPOINT"] or "")
+    _, namespace, _ = (endpoint.hostname or "").split(".")
+    to = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    assert {"to": [to], "ports": [{"port": endpoint.port}]} in ways_out("gpu-s3", name)
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in environment_of("", name)
 
 
 def directives(unit: Path) -> Iterator[tuple[str, str]]:
