@@ -422,6 +422,17 @@ def test_the_command_for_alerts_makes_an_object_of_them() -> None:
     }
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_alerts_know_the_jobs_that_the_operator_names(name: str) -> None:
+    """After namespace and PodMonitor."""
+    metadata = named("", "PodMonitor", name)["metadata"]
+    groups = yaml.safe_load((ROOT / "docker" / "alerts.yml").read_text())["groups"]
+    [rule] = [rule for group in groups for rule in group["rules"] if rule.get("alert") == "PfgmppTargetDown"]
+    [pattern] = re.findall(r'job=~"(.+?)"', rule["expr"])
+    assert re.fullmatch(pattern, f"{metadata['namespace']}/{metadata['name']}")
+    assert not re.fullmatch(pattern, f"another/{name}")
+
+
 def test_monitors_scrape_what_can_be_scraped() -> None:
     for monitor in of_kind("", "PodMonitor"):
         name = monitor["metadata"]["name"]
