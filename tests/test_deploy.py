@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -25,6 +26,7 @@ from service.messages import Census
 from service.settings import Settings
 from service.supervisor import MISCONFIGURED
 from service.worker import INSIST_SECONDS
+from tests.documents import blocks
 from tests.test_containers import COMPOSE, ROUTES, image_environment, said, worker_metrics_port
 
 ROOT = Path(__file__).parent.parent
@@ -86,12 +88,22 @@ def container_of(place: str, name: str) -> Manifest:
     return dict(container)
 
 
+def value_of(variable: Manifest, common: Manifest) -> str | None:
+    """The value of a variable of a container, of the common settings if it is taken from them; None for secrets."""
+    taken = variable.get("valueFrom", {}).get("configMapKeyRef")
+    if not taken:
+        return variable.get("value")
+    assert taken["name"] == common["metadata"]["name"]
+    assert not taken.get("optional", False)
+    return str(common["data"][taken["key"]])
+
+
 def environment_of(place: str, name: str) -> dict[str, str | None]:
     """The environment of a container of ours: of its image, of the common settings, its own; None for secrets."""
     container = container_of(place, name)
     common = named(place, "ConfigMap", "pfgmpp")
     assert container["envFrom"][0] == {"configMapRef": {"name": common["metadata"]["name"]}}
-    own = {each["name"]: each.get("value") for each in container["env"]}
+    own = {each["name"]: value_of(each, common) for each in container["env"]}
     return {**image_environment(name), **common["data"], **own}
 
 
@@ -202,8 +214,8 @@ def test_ports_and_probes_are_those_of_the_code(place: str) -> None:
         }
         for name in OURS
     }
-    assert probes["api"]["liveness"] == probes["api"]["startup"] == {"path": "/livez", "port": "http"}
-    assert probes["api"]["readiness"] == {"path": "/readyz", "port": "http"}
+    # Ready is said of a pod alone: without Valkey or workers, all pods go on answering 503 with a reason.
+    assert set(map(str, probes["api"].values())) == {str({"path": "/livez", "port": "http"})}
     assert set(map(str, probes["worker"].values())) == {str({"path": "/metrics", "port": "metrics"})}
     paths = {route.path for route in ROUTES if isinstance(route, APIRoute)}
     assert {each["path"] for name in OURS for each in probes[name].values()} <= paths
@@ -284,9 +296,31 @@ def test_results_are_a_volume_of_api_and_workers(place: str) -> None:
 def test_results_in_a_bucket_need_no_volume() -> None:
     assert not of_kind("gpu-s3", "PersistentVolumeClaim")
     for name in OURS:
-        assert settings_of(environment_of("gpu-s3", name)).results_url
         assert {"secretRef": {"name": "pfgmpp-s3", "optional": True}} in container_of("gpu-s3", name)["envFrom"]
         assert "results" not in {each["name"] for each in pod_of("gpu-s3", name)["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize("bucket", ["s3://my-bucket/pfgmpp", "s3://another/place"])
+def test_results_go_to_the_bucket_that_the_overlay_names(bucket: str, tmp_path: Path) -> None:
+    shutil.copytree(MANIFESTS, tmp_path, dirs_exist_ok=True)
+    overlay = tmp_path / "gpu-s3" / "kustomization.yaml"
+    overlay.write_text(overlay.read_text().replace("s3://my-bucket/pfgmpp", bucket))
+    place = str(overlay.parent)
+    assert named(place, "ConfigMap", "pfgmpp")["data"]["AWS_REGION"] == "eu-central-1"
+    for name in OURS:
+        assert settings_of(environment_of(place, name)).results_url == bucket
+
+
+def test_no_pod_starts_without_the_bucket_that_an_overlay_must_name(tmp_path: Path) -> None:
+    """For a variable is taken of the common settings that is not there."""
+    shutil.copytree(MANIFESTS, tmp_path, dirs_exist_ok=True)
+    overlay = tmp_path / "gpu-s3" / "kustomization.yaml"
+    overlay.write_text(re.sub(r"(?m)^ +- (PFGMPP_RESULTS_URL|AWS_REGION)=.*\n", "", overlay.read_text()))
+    place = str(overlay.parent)
+    assert not {"PFGMPP_RESULTS_URL", "AWS_REGION"} & named(place, "ConfigMap", "pfgmpp")["data"].keys()
+    for name in OURS:
+        with pytest.raises(KeyError, match="PFGMPP_RESULTS_URL"):
+            environment_of(place, name)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -347,6 +381,16 @@ def test_the_scaler_watches_the_queue(place: str) -> None:
     assert f'namespace="{workers["metadata"]["namespace"]}"' in trigger["metadata"]["query"]
 
 
+@pytest.mark.parametrize(("place", "per_second"), [("", 2_000), ("gpu-s3", 10_000)])
+def test_the_scaler_knows_what_a_worker_does(place: str, per_second: int) -> None:
+    """As docs/sizing.md says: half a minute's work of a core, or of a GPU, for which a figure stands in."""
+    [trigger] = named(place, "ScaledObject", "worker")["spec"]["triggers"]
+    assert int(trigger["metadata"]["threshold"]) == 30 * per_second
+    [told] = re.findall(r"(?s)## The scaler\n(.*?)\n## ", (ROOT / "docs" / "sizing.md").read_text())
+    assert f"{30 * per_second:,}" in told
+    assert f"{per_second:,} a second" in told
+
+
 def test_the_scaler_counts_the_queue_once(tmp_path: Path) -> None:
     """However many API replicas tell of it."""
     if not shutil.which("promtool"):
@@ -363,6 +407,30 @@ def test_the_scaler_counts_the_queue_once(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"tests": [{"input_series": series, "promql_expr_test": [expected]}]}))
     tested = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True, check=False)
     assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_the_command_for_alerts_makes_an_object_of_them() -> None:
+    [block] = [each for each in blocks(ROOT / "docs" / "operating.md") if "PrometheusRule" in each.text]
+    made_by, _, applied_by = block.text.partition("| kubectl")
+    assert applied_by.split() == ["-n", "pfgmpp", "apply", "-f", "-"]
+    made = subprocess.run(["bash", "-euc", made_by], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert yaml.safe_load(made.stdout) == {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "pfgmpp"},
+        "spec": yaml.safe_load((ROOT / "docker" / "alerts.yml").read_text()),
+    }
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_alerts_know_the_jobs_that_the_operator_names(name: str) -> None:
+    """After namespace and PodMonitor."""
+    metadata = named("", "PodMonitor", name)["metadata"]
+    groups = yaml.safe_load((ROOT / "docker" / "alerts.yml").read_text())["groups"]
+    [rule] = [rule for group in groups for rule in group["rules"] if rule.get("alert") == "PfgmppTargetDown"]
+    [pattern] = re.findall(r'job=~"(.+?)"', rule["expr"])
+    assert re.fullmatch(pattern, f"{metadata['namespace']}/{metadata['name']}")
+    assert not re.fullmatch(pattern, f"another/{name}")
 
 
 def test_monitors_scrape_what_can_be_scraped() -> None:
@@ -387,6 +455,44 @@ def test_the_network_lets_pass_what_must_and_no_more(place: str) -> None:
         assert way["ports"] == [{"port": port_of(place, "valkey", "redis")}]
     [entry] = policies["valkey"]["ingress"]
     assert pods_selected(place, entry["from"][0]["podSelector"]) == set(OURS)
+
+
+def ways_out(place: str, name: str) -> list[Manifest]:
+    """What all policies together let the pods of a workload reach."""
+    return [
+        way
+        for policy in of_kind(place, "NetworkPolicy")
+        if name in pods_selected(place, policy["spec"]["podSelector"])
+        for way in policy["spec"].get("egress", [])
+    ]
+
+
+def addresses_open(place: str, name: str) -> set[tuple[str, int, str]]:
+    """The single addresses that a workload reaches: (address, port, protocol)."""
+    return {
+        (to["ipBlock"]["cidr"], port["port"], port.get("protocol", "TCP"))
+        for way in ways_out(place, name)
+        for to in way.get("to", [])
+        if to.get("ipBlock", {}).get("cidr", "").endswith("/32")
+        for port in way["ports"]
+    }
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_names_and_credentials_can_be_asked_for(name: str) -> None:
+    names = {("169.254.20.10/32", 53, protocol) for protocol in ("TCP", "UDP")}
+    credentials = {(f"{address}/32", 80, "TCP") for address in ("169.254.169.254", "169.254.170.23")}
+    assert addresses_open("", name) == names
+    assert addresses_open("gpu-s3", name) == names | credentials
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_traces_reach_the_collector(name: str) -> None:
+    endpoint = urlsplit(environment_of("gpu-s3", name)["OTEL_EXPORTER_OTLP_ENDPOINT"] or "")
+    _, namespace, _ = (endpoint.hostname or "").split(".")
+    to = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+    assert {"to": [to], "ports": [{"port": endpoint.port}]} in ways_out("gpu-s3", name)
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in environment_of("", name)
 
 
 def directives(unit: Path) -> Iterator[tuple[str, str]]:
