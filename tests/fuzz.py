@@ -97,8 +97,8 @@ BAD_HEADS = {
     b"Transfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n",
     "a length of many digits": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
     b"Content-Length: " + b"9" * 400 + b"\r\n\r\n",
-    "a body that is larger than may be": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
-    b"Content-Length: 999999999\r\n\r\n",
+    "a body that is larger than may be": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 999999999\r\n\r\n",
     "a key that is no text": b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
     b"Idempotency-Key: \xff\xfe\r\nContent-Length: 2\r\n\r\n{}",
     "a path that is no text": b"GET /v1/jobs/%ff%00%2e%2e%2f HTTP/1.1\r\nHost: [::1]\r\n\r\n",

@@ -142,7 +142,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [SEED | {"data": ["1"]}]}, "is no INT64"),
     ({"inputs": [SEED | {"data": [True]}]}, "inputs.0.data"),
     ({"inputs": [SEED | {"data": [2**63]}]}, "is no INT64"),
-    ({"inputs": [SEED | {"data": [2**63], "datatype": "UINT64"}]}, "seed.0: input should be less than"),
+    ({"inputs": [SEED | {"data": [2**63], "datatype": "UINT64"}]}, "seed.0: must be less than"),
     ({"inputs": [SEED | {"data": [-1]}]}, "seed.0"),
     ({"inputs": [SEED | {"data": ["x"], "datatype": "BYTES"}]}, "seed.0"),
     ({"inputs": [SEED | {"data": [1.5], "datatype": "FP32"}]}, "datatype"),

@@ -118,7 +118,8 @@ def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_error(service: Servi
     for _ in range(3):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(
-                b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n{"
+                b"POST /v1/samples HTTP/1.1\r\nHost: [::1]\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 30\r\n\r\n{"
             )
     until(lambda: 'code="400"' in service.client.get("/metrics").text)
     assert 'code="500"' not in service.client.get("/metrics").text
