@@ -405,6 +405,19 @@ def test_the_doctor_knows_one_ill_from_another(
     assert [each for each in found[about] if each[0] == level and words in each[1]], found
 
 
+def test_the_doctor_looks_for_the_port_where_workers_live(live: Service) -> None:
+    environment = {name: value for name, value in live.environment.items() if name.startswith("PFGMPP_")}
+    for server, advice in (
+        (
+            "http://127.0.0.1:1",
+            "-> workers live, so it may have another port: name its URL with --server or PFGMPP_SERVER",
+        ),
+        ("localhost:1", "-> write http://localhost:1, in --server or PFGMPP_SERVER"),
+    ):
+        done = typed("doctor", "--server", server, **environment)
+        assert (done.exit_code, advice in done.stdout) == (1, True), done.output
+
+
 def test_the_doctor_needs_a_key_where_one_is_needed(live: Service, free_tcp_port: int, tmp_path: Path) -> None:
     """And an estimate of what would be refused fails: both need an API of other settings."""
     key = typed("keys", "add", "me", "--file", tmp_path / "keys.json").stdout.strip()
