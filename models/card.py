@@ -260,7 +260,9 @@ def read_card(path: Path) -> Card:
 
     Raises CheckpointError when the file cannot be read, is not safetensors, or carries no valid card.
     """
-    if path.exists() and not path.is_file():
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file")
+    if not path.is_file():
         raise CheckpointError(f"{path}: not a safetensors file (no file at all)")
     try:
         with safe_open(path, framework="numpy") as file:

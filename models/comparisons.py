@@ -26,7 +26,7 @@ def judge(
     ] = "exact",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", min=1)] = None,
 ) -> None:
-    """Measure what models of the digits are worth and print the table of the README."""
+    """Measure what models of the digits are worth and print the table of docs/models.md."""
     import torch
     from rich.console import Console
     from rich.progress import track
@@ -303,14 +303,20 @@ def toy(
         give_up(f"--D {dimensions}: {error}")
     plane = game.Plane(np.random.default_rng(0))
     real = plane.draw(count)
-    typer.echo(f"Discrepancy (MMD, five kernels) of {count:,} points from as many others of the data.\n")
+    typer.echo(f"Discrepancy (squared MMD, five kernels) of {count:,} points from as many others of the data.\n")
     typer.echo("| points | discrepancy |\n|---|---|")
     typer.echo(f"| of the data | {game.discrepancy(plane.draw(count), real):.4f} |")
     for D in chosen:
         points = game.sampled(game.trained(plane, D, steps), D, count)
         typer.echo(f"| D = {format_D(D)} | {game.discrepancy(points, real):.4f} |")
     noise = torch.randn(real.shape) * plane.deviation
-    typer.echo(f"| noise of the same size | {game.discrepancy(noise, real):.4f} |")
+    typer.echo(f"| of the data, with as much noise | {game.discrepancy(plane.draw(count) + noise, real):.4f} |")
+    typer.echo(f"| noise alone, of the data's size | {game.discrepancy(noise, real):.4f} |")
+    across = game.N - game.DIMENSIONS
+    typer.echo(
+        f"\n0 is alike. The network is {game.WIDTH} wide, and cannot take noise out of the {across} directions across\n"
+        "the plane: a model that is right along it comes as near as the data with as much noise, and no nearer."
+    )
 
 
 def solvers(

@@ -94,14 +94,15 @@ def sampled(network: Network, D: float, count: int) -> Tensor:
             return end.value.to(torch.float32)  # type: ignore[no-any-return]
 
 
-def discrepancy(one: Tensor, other: Tensor) -> float:
-    """The squared maximum mean discrepancy of points [n, ...] and [n, ...] (Gretton et al., 2012).
+def discrepancy(one: Tensor, data: Tensor) -> float:
+    """The squared maximum mean discrepancy of points [n, ...] and data [n, ...] (Gretton et al., 2012).
 
-    By five Gaussian kernels, whose variances are the mean squared distance times 1/4 to 4.
+    By five Gaussian kernels, whose variances are the mean squared distance of the data times 1/4 to 4: taken of both, a
+    few points far away would make them so wide that everything is alike.
     """
-    both = torch.cat([one.flatten(1), other.flatten(1)]).to(torch.float64)
+    both = torch.cat([one.flatten(1), data.flatten(1)]).to(torch.float64)
     squared = torch.cdist(both, both).square()
-    mean = squared.sum() / (len(both) * (len(both) - 1))
+    mean = squared[len(one) :, len(one) :].sum() / (len(data) * (len(data) - 1))
     kernel = torch.stack([(-squared / (mean * factor)).exp() for factor in (0.25, 0.5, 1, 2, 4)]).sum(0)
     n = len(one)
     return float(kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean())

@@ -10,9 +10,10 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.completion import install_callback, show_callback
 from typer.core import TyperGroup
 
-from service import commands, doctor
+from service import __version__, commands, completion, doctor
 from service.key_commands import keys
 from service.terminal import EXIT_FAILED, EXIT_MISCONFIGURED, give_up
 
@@ -75,6 +76,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,
+    add_completion=False,  # its options take no shell
 )
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [PFGMPP_HOST; 127.0.0.1].")]
@@ -91,6 +93,30 @@ def naming_the_extra(command: str) -> Iterator[None]:
         if module not in EXTRAS:
             raise
         give_up(f"{command} needs {module}: pip install 'pfgmpp-serve[{EXTRAS[module]}]'", EXIT_MISCONFIGURED)
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version, and end the program."""
+    if is_asked:
+        typer.echo(f"pfgmpp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    show_completion: Annotated[
+        completion.Shell | None,
+        typer.Option(callback=show_callback, is_eager=True, help="Print what has a shell complete what is typed."),
+    ] = None,
+    install_completion: Annotated[
+        completion.Shell | None,
+        typer.Option(callback=install_callback, is_eager=True, help="Write that where the shell finds it."),
+    ] = None,
+) -> None:
+    """What is said to the program itself, which ends with the answer."""
 
 
 @app.command()

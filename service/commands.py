@@ -11,7 +11,6 @@ import typer
 from service import completion
 from service.terminal import (
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     EXIT_MISCONFIGURED,
     Reach,
     give_up,
@@ -21,7 +20,7 @@ from service.terminal import (
 )
 
 if TYPE_CHECKING:
-    from service.client import Event, SampleFields, Submitted
+    from service.client import Client, Event, SampleFields, Submitted
     from service.client.following import Watch
     from service.job import Estimate, Eta, JobView
 
@@ -49,7 +48,11 @@ def request_of(
         str | None, typer.Option(help="Class of all images, or one per image with commas; drawn if left out.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="exact, or fast with a difference nobody can see; the service's default.")
+        str | None,
+        typer.Option(
+            help="exact, or fast with a difference nobody can see; the service's default.",
+            autocompletion=completion.precisions,
+        ),
     ] = None,
     columns: Annotated[int | None, typer.Option(help="Of the grid.")] = None,
     scale: Annotated[int, typer.Option(help="Enlargement of the picture, 1 to 16.")] = 1,
@@ -60,6 +63,7 @@ def request_of(
             "--set",
             metavar="NAME=VALUE",
             help="Any other field of a request, such as solver=ipndm or alpha=0.1; repeatable.",
+            autocompletion=completion.fields,
         ),
     ] = None,
 ) -> "SampleFields":
@@ -95,14 +99,11 @@ def sample(
       pfgmpp sample --dataset digits --D 2048 --count 16 --scale 8
       pfgmpp sample --dataset digits --D inf --seeds 1,2,5-10 --label 7 -o sevens.png
     """
-    _check_files(output, trajectory)
+    _check_files(reach, output, trajectory)
     if trajectory:
         request["trajectory"] = True
     with reach.client() as client:
-        job = client.submit(**request)
-        _watch(job, reach)
-        if job.job.status != "succeeded":
-            _fail(reach, job.job)
+        job = _made(client, request, reach)
         output.write_bytes(job.fetch("grid.png"))
         if trajectory:
             trajectory.write_bytes(job.fetch(f"trajectory{trajectory.suffix}"))
@@ -122,7 +123,7 @@ def submit(request: "SampleFields", reach: Reach) -> None:
       pfgmpp watch "$id"
     """
     with reach.client() as client:
-        job = client.submit(**request)
+        job = _submitted(client, request, reach)
     reach.answer(job.job, job.id)
 
 
@@ -212,7 +213,12 @@ def status(
 def jobs(
     *,
     state: Annotated[
-        str | None, typer.Option("--status", help="Only queued, running, succeeded, failed, canceled or expired ones.")
+        str | None,
+        typer.Option(
+            "--status",
+            help="Only queued, running, succeeded, failed, canceled or expired ones.",
+            autocompletion=completion.statuses,
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Only those of a data set.", autocompletion=completion.datasets)
@@ -337,12 +343,9 @@ def reproduce(
     except NoWord as error:
         reach.fail({"code": "not-reproducible", "detail": str(error)}, str(error))
     if output:
-        _check_files(output, None)
+        _check_files(reach, output)
     with reach.client() as client:
-        job = client.submit(**cast("SampleFields", known.remake.fields))
-        _watch(job, reach)
-        if job.job.status != "succeeded":
-            _fail(reach, job.job)
+        job = _made(client, cast("SampleFields", known.remake.fields), reach)
         made = job.fetch(known.file)
         if output:
             output.write_bytes(made)
@@ -352,12 +355,29 @@ def reproduce(
         raise typer.Exit(EXIT_FAILED)
 
 
+def _made(client: "Client", request: "SampleFields", reach: Reach) -> "Submitted":
+    """A job that has succeeded; one that does not ends the program."""
+    job = _submitted(client, request, reach)
+    _watch(job, reach)
+    if job.job.status != "succeeded":
+        _fail(reach, job.job)
+    return job
+
+
+def _submitted(client: "Client", request: "SampleFields", reach: Reach) -> "Submitted":
+    """A new job; an interruption before its id is known ends the program."""
+    try:
+        return client.submit(**request)
+    except KeyboardInterrupt:
+        reach.interrupted("interrupted while a job was made: `pfgmpp jobs` shows whether it was")
+
+
 def _watch(job: "Submitted", reach: Reach, progress: "Watch | None" = None) -> None:
     """Wait until a job has ended, with a bar unless a program reads; an interruption ends the program, not the job."""
     try:
         job.wait(not reach.is_json if progress is None else progress)
     except KeyboardInterrupt:
-        give_up(f"job {job.id} goes on: `pfgmpp watch {job.id}`, or cancel it", EXIT_INTERRUPTED)
+        reach.interrupted(f"job {job.id} goes on: `pfgmpp watch {job.id}`, or cancel it", job.id)
 
 
 def _fail(reach: Reach, job: "JobView") -> None:
@@ -450,17 +470,18 @@ def _set_fields(request: dict[str, Any], settings: list[str]) -> None:
             request[name] = value
 
 
-def _check_files(output: Path, trajectory: Path | None) -> None:
+def _check_files(reach: Reach, output: Path, trajectory: Path | None = None) -> None:
     """End the program when pictures could not be written where they are to be."""
+    if output.suffix != ".png":
+        give_up(f"--output {output}: must end with .png, for a PNG is what it is", EXIT_MISCONFIGURED)
     if trajectory and trajectory.suffix not in {".gif", ".png"}:
         give_up(f"--trajectory {trajectory}: must end with .gif or .png", EXIT_MISCONFIGURED)
     if trajectory and trajectory.resolve() == output.resolve():
         give_up(f"--trajectory {trajectory}: is also the file of the grid; name another", EXIT_MISCONFIGURED)
     for path in filter(None, (output, trajectory)):
-        if not path.parent.is_dir():
-            give_up(f"{path}: there is no directory {path.parent}", EXIT_FAILED)
-        if path.is_dir():
-            give_up(f"{path}: is a directory", EXIT_FAILED)
+        wrong = f"there is no directory {path.parent}" if not path.parent.is_dir() else "is a directory"
+        if not path.parent.is_dir() or path.is_dir():
+            reach.fail({"code": "file-error", "detail": f"{path}: {wrong}"}, f"{path}: {wrong}")
 
 
 def _span(seeds: list[int]) -> str:

@@ -1,11 +1,25 @@
 """What a shell may complete: data sets, D and jobs, as the service knows them; nothing where it does not answer."""
 
 import os
-from typing import Any
+from enum import StrEnum
+from typing import Any, get_args
 
 import typer
+from typer._completion_classes import completion_init
 
 TIMEOUT_SECONDS = 1.0
+
+completion_init()  # typer makes the shells known along with options of its own, in place of which there are Shells here
+
+
+class Shell(StrEnum):
+    """What can be told how to complete."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
+    powershell = "powershell"
+    pwsh = "pwsh"
 
 
 def datasets(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -24,6 +38,28 @@ def jobs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """The ids of the caller's last jobs that begin so, each with its status."""
     found = _asked(ctx, "/v1/jobs")
     return [(job["id"], job["status"]) for job in found if job["id"].startswith(incomplete)]
+
+
+def statuses(incomplete: str) -> list[str]:
+    """Those of jobs that begin so."""
+    from service.job import Status
+
+    return [status for status in get_args(Status) if status.startswith(incomplete)]
+
+
+def precisions(incomplete: str) -> list[str]:
+    """Those that begin so."""
+    from service.sample import Precision
+
+    return [precision for precision in get_args(Precision) if precision.startswith(incomplete)]
+
+
+def fields(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The fields of a request that begin so and have no option of their own, each as the beginning of NAME=VALUE."""
+    from service.sample import SampleRequest
+
+    others = SampleRequest.model_fields.keys() - ctx.params.keys() - {"labels"}
+    return sorted(f"{name}=" for name in others if name.startswith(incomplete))
 
 
 def _asked(ctx: typer.Context, path: str) -> list[dict[str, Any]]:

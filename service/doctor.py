@@ -106,7 +106,7 @@ async def _findings(server: str, key: str | None) -> AsyncIterator[Finding]:
     for finding in _versions():
         yield finding
     for variable, meant in Settings.unknown_variables():
-        advice = f"is {meant} meant? Otherwise unset it" if meant else "unset it, or see the list in the README"
+        advice = f"is {meant} meant? Otherwise unset it" if meant else "unset it, or see the list in docs/settings.md"
         yield Finding("warn", "settings", f"there is no setting {variable}", advice)
     try:
         settings = Settings()
@@ -117,11 +117,13 @@ async def _findings(server: str, key: str | None) -> AsyncIterator[Finding]:
     yield Finding("ok", "settings", "all can be read")
     for finding in _keys(settings):
         yield finding
+    works = False
     async for finding in _queue(settings):
+        works = works or (finding.about, finding.level) == ("workers", "ok")
         yield finding
     for finding in (*_results(settings), *_models(settings)):
         yield finding
-    async for finding in _api(server, key):
+    async for finding in _api(server, key, works):
         yield finding
 
 
@@ -325,8 +327,8 @@ def _model_in(file: Path) -> str:
     return str(json.loads(card).get("dataset", file.stem))
 
 
-async def _api(server: str, key: str | None) -> AsyncIterator[Finding]:
-    """The API, as a client sees it."""
+async def _api(server: str, key: str | None, works: bool) -> AsyncIterator[Finding]:
+    """The API, as a client sees it; where workers live there should be one."""
     import httpx
 
     from service import __version__
@@ -355,7 +357,15 @@ async def _api(server: str, key: str | None) -> AsyncIterator[Finding]:
                 names = ", ".join(model["name"] for model in offered.json())
                 yield Finding("ok", "API", f"it offers {names}")
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, KeyError, TypeError, ValueError) as error:
-        advice = "start `pfgmpp serve` (or `api`), or name another place with --server or PFGMPP_SERVER"
+        if "://" not in server:
+            advice = f"write http://{server}, in --server or PFGMPP_SERVER"
+        elif works:
+            advice = (
+                "workers live, so it may have another port: name its URL with --server or PFGMPP_SERVER, such as "
+                "http://127.0.0.1:8080 (it logged `ready` with it); else start `pfgmpp api`"
+            )
+        else:
+            advice = "start `pfgmpp serve` (or `api`), or name another place with --server or PFGMPP_SERVER"
         yield Finding("FAIL", "API", f"{server} does not answer as it should ({error})", advice)
 
 

@@ -62,13 +62,13 @@ class Comparison:
             for name, (before, after) in self.other_checkpoints.items()
         ]
         if self.is_identical:
-            return "; ".join([f"identical, all {self.pixels:,} pixels", *lines])
+            return "; ".join([f"identical, all {_counted(self.pixels)}", *lines])
         if self.size != self.size_before:
             found, before = (f"{width}x{height}" for width, height in (self.size, self.size_before))
             return "; ".join([f"different: {found} pixels in place of {before}", *lines])
         share = self.different_pixels / self.pixels
         how = f"by {self.largest_difference} of 255 at most, {self.mean_difference:.3g} on average"
-        return "; ".join([f"different: {self.different_pixels:,} pixels ({share:.2%}), {how}", *lines])
+        return "; ".join([f"different: {_counted(self.different_pixels)} ({share:.2%}), {how}", *lines])
 
 
 def open_picture(path: Path) -> Known:
@@ -118,6 +118,10 @@ def compare(known: Known, made: bytes, job: JobView) -> Comparison:
         size=(after.shape[1], after.shape[0]),
         size_before=(before.shape[1], before.shape[0]),
     )
+
+
+def _counted(pixels: int) -> str:
+    return "1 pixel" if pixels == 1 else f"{pixels:,} pixels"
 
 
 def _pixels(image: Image.Image) -> "Pixels":

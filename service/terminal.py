@@ -102,13 +102,19 @@ class Reach:
             self.fail(error.problem(), str(error))
         except OSError as error:
             self.fail({"code": "file-error", "detail": str(error)}, str(error))
+        except KeyboardInterrupt:
+            self.interrupted("interrupted")
 
-    def fail(self, problem: dict[str, Any], message: str) -> NoReturn:
+    def fail(self, problem: dict[str, Any], message: str, status: int = EXIT_FAILED) -> NoReturn:
         """End the program with what went wrong."""
         if not self.is_json:
-            give_up(message, EXIT_FAILED)
+            give_up(message, status)
         typer.echo(json.dumps(problem), err=True)
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(status)
+
+    def interrupted(self, message: str, job_id: str | None = None) -> NoReturn:
+        """End the program because its user wants that, with what becomes of a job."""
+        self.fail({"code": "interrupted", "detail": message, "job": job_id}, message, EXIT_INTERRUPTED)
 
     def answer(self, value: Any, text: str) -> None:
         """Print an answer: the value for a program, or the text."""

@@ -32,6 +32,7 @@ from service.queue import Queue
 from service.sample import SampleRequest, of_one, provenance, remake, resolve
 from service.settings import Settings
 from tests.helpers import facts, worker_state
+from tests.network import bad_network
 
 POINTS = ["--dataset", "points", "--D", "2"]
 LONG = [*POINTS, "--count", "64", "--steps", "1000"]
@@ -149,25 +150,52 @@ def test_errors_of_a_program_are_json_too(shell: Shell, tmp_path: Path) -> None:
     away = typed("models", "--json", "--server", "http://127.0.0.1:1")
     assert (away.exit_code, json.loads(away.stderr)["code"]) == (1, "unreachable")
     assert shell.problem("reproduce", tmp_path / "none.png")["code"] == "not-reproducible"
+    assert shell.problem("sample", *POINTS, "-o", tmp_path / "none" / "grid.png")["code"] == "file-error"
     assert typed("sample", "--dataset", "points").exit_code == 2
+    for command in (["sample", *POINTS], ["reproduce", Path(__file__).parent.parent / "docs" / "digits.png"]):
+        wrong = typed(*command, "-o", tmp_path / "grid.jpg")
+        assert (wrong.exit_code, "grid.jpg: must end with .png" in wrong.stderr) == (2, True), wrong.output
     job = shell.json("sample", *POINTS, "-o", tmp_path / "grid.png")
     assert (job["status"], (tmp_path / "grid.png").exists()) == ("succeeded", True)
 
 
-def test_an_interruption_leaves_the_job_alone_and_says_so(live: Service) -> None:
-    job = live.submit(dataset="points", D=2, count=64, steps=1000)
-    command = [PFGMPP, "watch", job["id"], "--json", "--server", live.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert json.loads(process.stdout.readline())["event"] in {"queued", "started", "progress"}
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=20)
-    assert (process.returncode, shown.splitlines()[-1]) == (
-        130,
-        f"pfgmpp: job {job['id']} goes on: `pfgmpp watch {job['id']}`, or cancel it",
-    )
-    assert live.job(job["id"])["status"] in {"queued", "running"}
-    live.client.post(job["links"]["cancel"])
+def latest(service: Service) -> Any:
+    """The job that was submitted last."""
+    return service.client.get("/v1/jobs", params={"limit": 1}).json()["jobs"][0]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("command", ["sample", "watch", "reproduce"])
+def test_an_interruption_leaves_the_job_alone_and_says_so(
+    command: str, options: list[str], live: Service, shell: Shell, tmp_path: Path
+) -> None:
+    grid = tmp_path / "grid.png"
+    if command == "watch":
+        given = [live.submit(dataset="points", D=2, count=64, steps=1000)["id"]]
+    elif command == "sample":
+        given = [*LONG, "-o", str(grid)]
+    else:
+        shell("sample", *POINTS, "--count", 64, "-o", grid)
+        given = [str(rewritten(grid, {"steps": "1000"}))]
+    with bad_network(live.url) as network:
+        process = subprocess.Popen(
+            [PFGMPP, command, *given, *options, "--server", network.url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until(lambda: any(path.endswith("/events") for _, path, _ in network.seen))
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=20)
+        [job_id] = {path.split("/")[3] for _, path, _ in network.seen if path.endswith("/events")}
+    words = f"job {job_id} goes on: `pfgmpp watch {job_id}`, or cancel it"
+    if options:
+        assert json.loads(shown) == {"code": "interrupted", "detail": words, "job": job_id}
+    else:
+        assert shown.splitlines()[-1] == f"pfgmpp: {words}"
+    assert process.returncode == 130
+    assert live.job(job_id)["status"] in {"queued", "running"}
+    live.client.post(f"/v1/jobs/{job_id}/cancel")
 
 
 def test_every_picture_is_made_again_from_itself(shell: Shell, tmp_path: Path) -> None:
@@ -234,7 +262,7 @@ def test_a_picture_that_cannot_be_made_again_is_told_why(shell: Shell, tmp_path:
     shell("sample", *POINTS, "--count", 4, "-o", grid)
     assert "identical" in shell("reproduce", rewritten(grid, {"Comment": "by another program"}))
     painted = shell("reproduce", rewritten(grid, {}, paint=True), status=1)
-    assert "different: 1 pixels (0.83%), by 207 of 255 at most" in painted
+    assert "different: 1 pixel (0.83%), by 207 of 255 at most" in painted
     other = shell("reproduce", rewritten(grid, {"checkpoint_sha256": "f" * 64}))
     assert re.search("identical.*; checkpoint_sha256 was ffffffffffff when it was made and is [0-9a-f]{12} now", other)
     assert "different: 33x33 pixels in place of 11x11" in shell("reproduce", rewritten(grid, {"scale": "3"}), status=1)
@@ -366,6 +394,7 @@ def test_the_doctor_names_what_is_wrong(redis_url: str, tmp_path: Path) -> None:
         ({"PFGMPP_KEYS_FILE": "none.json"}, "keys", "FAIL", "cannot be read"),
         ({"PFGMPP_HOST": "0.0.0.0", "PFGMPP_ALLOW_ANYONE": "1"}, "keys", "warn", "anyone who reaches"),
         ({"PFGMPP_SERVER": "http://[::1"}, "API", "FAIL", "does not answer as it should"),
+        ({"PFGMPP_SERVER": "localhost:1"}, "API", "FAIL", "does not answer as it should"),
     ],
 )  # fmt: skip
 def test_the_doctor_knows_one_ill_from_another(
@@ -374,6 +403,19 @@ def test_the_doctor_knows_one_ill_from_another(
     monkeypatch.chdir(tmp_path)
     found = examined(**({"REDIS_URL": "", "PFGMPP_SERVER": "http://127.0.0.1:1"} | environment))
     assert [each for each in found[about] if each[0] == level and words in each[1]], found
+
+
+def test_the_doctor_looks_for_the_port_where_workers_live(live: Service) -> None:
+    environment = {name: value for name, value in live.environment.items() if name.startswith("PFGMPP_")}
+    for server, advice in (
+        (
+            "http://127.0.0.1:1",
+            "-> workers live, so it may have another port: name its URL with --server or PFGMPP_SERVER",
+        ),
+        ("localhost:1", "-> write http://localhost:1, in --server or PFGMPP_SERVER"),
+    ):
+        done = typed("doctor", "--server", server, **environment)
+        assert (done.exit_code, advice in done.stdout) == (1, True), done.output
 
 
 def test_the_doctor_needs_a_key_where_one_is_needed(live: Service, free_tcp_port: int, tmp_path: Path) -> None:
@@ -419,8 +461,30 @@ def test_a_shell_completes_commands_and_what_the_service_knows(live: Service) ->
     job = live.submit(dataset="points", D=2)
     assert completed(f"pfgmpp watch {job['id'][:20]}", PFGMPP_SERVER=live.url) == [job["id"]]
     assert completed("pfgmpp sample --dataset p", PFGMPP_SERVER="http://127.0.0.1:1") == []
-    shown = subprocess.run([PFGMPP, "--show-completion", "bash"], capture_output=True, text=True, check=False)
-    assert "_PFGMPP_COMPLETE" in shown.stdout + shown.stderr
+    assert completed("pfgmpp jobs --status s") == ["succeeded"]
+    assert completed("pfgmpp sample --precision ") == ["exact", "fast"]
+    assert completed("pfgmpp sample --dataset points --set sigma_") == ["sigma_max=", "sigma_min="]
+    assert completed("pfgmpp sample --set l") == completed("pfgmpp sample --set count") == []
+
+
+@pytest.mark.parametrize(
+    ("shell_name", "words"),
+    [
+        ("bash", "complete -o default"),
+        ("zsh", "#compdef pfgmpp"),
+        ("fish", "complete --command pfgmpp"),
+        ("powershell", "Register-ArgumentCompleter -Native -CommandName pfgmpp"),
+    ],
+)
+def test_every_shell_is_told_how_to_complete(shell_name: str, words: str) -> None:
+    shown = subprocess.run([PFGMPP, "--show-completion", shell_name], capture_output=True, text=True, check=True)
+    assert (words in shown.stdout, "_PFGMPP_COMPLETE" in shown.stdout, shown.stderr) == (True, True, "")
+
+
+def test_the_program_tells_its_version_and_knows_its_shells() -> None:
+    assert typed("--version").stdout == f"pfgmpp {__version__}\n"
+    refused = typed("--show-completion", "csh")
+    assert (refused.exit_code, "'csh' is not one of 'bash', 'zsh', 'fish'" in refused.stderr) == (2, True)
 
 
 def test_pixels_of_other_packings_compare(shell: Shell, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,8 @@ def test_what_cannot_be_asked_is_told_at_once(live: Service) -> None:
     began = time.monotonic()
     with pytest.raises(Unreachable, match=r"cannot reach http://127\.0\.0\.1:1 .*is `pfgmpp serve` running\?"):
         Client("http://127.0.0.1:1").models()
+    with pytest.raises(ClientError, match=r"lacks http:// or https://: is http://localhost:8000 meant\?"):
+        Client("localhost:8000")
     with pytest.raises(ClientError, match="is not a URL"):
         Client("http://[::1")
     with pytest.raises(Unreachable, match="ftp://"):
@@ -177,6 +179,40 @@ def test_a_job_that_fails_is_an_error_with_the_job(client: Client) -> None:
     with pytest.raises(JobFailed, match=f"job {job.id} was canceled") as failed:
         job.result()
     assert failed.value.job.id == failed.value.problem()["job"]["id"] == job.id
+
+
+def test_a_sample_that_is_broken_off_is_canceled(client: Client, live: Service) -> None:
+    """By Ctrl-C, by an error of who looks on, and by the end of a task."""
+    seen = list[str]()
+
+    def broken_off_by(error: BaseException) -> Callable[[Event], None]:
+        def look(event: Event) -> None:
+            seen.append(event.job.id)
+            raise error
+
+        return look
+
+    for error in (KeyboardInterrupt(), RuntimeError("of the caller")):
+        with pytest.raises(type(error)):
+            client.sample(progress=broken_off_by(error), **LONG)
+        assert client.job(seen[-1]).job.status == "canceled"
+
+    async def cut_short() -> None:
+        async with AsyncClient(live.url) as other:
+            looked_at = asyncio.Event()
+
+            def look(event: Event) -> None:
+                seen.append(event.job.id)
+                looked_at.set()
+
+            task = asyncio.create_task(other.sample(progress=look, **LONG))
+            await looked_at.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(cut_short())
+    assert client.job(seen[-1]).job.status == "canceled"
 
 
 def test_many_requests_are_mapped_in_order_and_canceled_when_nobody_wants_them(client: Client) -> None:

@@ -46,8 +46,19 @@ class AsyncClient:
         await self._http.aclose()
 
     async def sample(self, *, progress: Watch = False, **fields: Unpack[SampleFields]) -> Images:
-        """The images of a request, when they are done. `progress` shows a bar, or is called with every event."""
-        return await (await self.submit(**fields)).result(progress)
+        """The images of a request, when they are done. `progress` shows a bar, or is called with every event.
+
+        When that is broken off, by Ctrl-C or cancellation, the job is canceled: nobody knows its id.
+        """
+        job = await self.submit(**fields)
+        try:
+            return await job.result(progress)
+        except ClientError:
+            raise
+        except BaseException:
+            with suppress(ClientError):
+                await job.cancel()
+            raise
 
     async def submit(self, *, idempotency_key: str | None = None, **fields: Unpack[SampleFields]) -> "AsyncSubmitted":
         """Make a job and do not wait for it. With a key of your own, the same call later finds the same job."""

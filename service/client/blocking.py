@@ -51,8 +51,19 @@ class Client:
         self._http.close()
 
     def sample(self, *, progress: Watch = False, **fields: Unpack[SampleFields]) -> Images:
-        """The images of a request, when they are done. `progress` shows a bar, or is called with every event."""
-        return self.submit(**fields).result(progress)
+        """The images of a request, when they are done. `progress` shows a bar, or is called with every event.
+
+        When that is broken off, by Ctrl-C or an error of `progress`, the job is canceled: nobody knows its id.
+        """
+        job = self.submit(**fields)
+        try:
+            return job.result(progress)
+        except ClientError:
+            raise
+        except BaseException:
+            with suppress(ClientError):
+                job.cancel()
+            raise
 
     def submit(self, *, idempotency_key: str | None = None, **fields: Unpack[SampleFields]) -> "Submitted":
         """Make a job and do not wait for it. With a key of your own, the same call later finds the same job."""

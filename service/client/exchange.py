@@ -42,6 +42,8 @@ class Exchange:
     @contextmanager
     def opening(self) -> Iterator[dict[str, Any]]:
         """What a client of httpx is made with. Raises ClientError for a server that is no URL, a key that is none."""
+        if "://" not in self.server:
+            raise ClientError(f"{self.server!r} lacks http:// or https://: is http://{self.server} meant?")
         headers = {"User-Agent": f"pfgmpp/{__version__}"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key.strip()}"

@@ -21,17 +21,19 @@ def test_the_data_lie_on_a_plane_around_two_centres() -> None:
 
 
 def test_the_discrepancy_is_nothing_for_the_same_points_and_most_for_points_far_apart() -> None:
-    """Two clouds of no extent, a from each other: five kernels, mean squared distance near a^2 / 2."""
+    """Five kernels; the data are as many points at 0 as 1 from it, of a mean squared distance near 1/2."""
     points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     assert toy.discrepancy(points, points) == pytest.approx(0, abs=1e-12)
     n = 200
-    mean = 2 * n * n / (2 * n * (2 * n - 1))
-    expected = sum(2 - 2 * math.exp(-1 / (mean * factor)) for factor in (0.25, 0.5, 1, 2, 4))
-    assert toy.discrepancy(torch.zeros(n, 2), torch.tensor([[0.6, 0.8]]).expand(n, 2)) == pytest.approx(expected)
+    data = torch.tensor([[0.0, 0.0], [0.6, 0.8]]).repeat(n // 2, 1)
+    mean = n / (2 * (n - 1))
+    expected = sum(1 + 0.5 + 0.5 * math.exp(-1 / (mean * factor)) for factor in (0.25, 0.5, 1, 2, 4))
+    for far in (1e3, 1e6):
+        assert toy.discrepancy(torch.full((n, 2), far), data) == pytest.approx(expected)
 
 
 def test_a_network_learns_the_data() -> None:
     plane = toy.Plane(np.random.default_rng(0))
     real, points = plane.draw(200), toy.sampled(toy.trained(plane, 100.0, 150), 100.0, 200)
     noise = plane.deviation * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-    assert toy.discrepancy(points, real) < 0.6 * toy.discrepancy(noise, real)
+    assert toy.discrepancy(points, real) < 0.8 * toy.discrepancy(noise, real)
