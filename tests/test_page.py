@@ -37,6 +37,7 @@ DS = (1.0, 128.0, float("inf"))
 PHONE: ViewportSize = {"width": 360, "height": 740}
 DESK: ViewportSize = {"width": 1280, "height": 800}
 PATIENCE_MS = 20_000
+STAGES = ["Queue", "Batch wait", "Sampling", "Encoding"]
 LONG = {"count": "256", "steps": "1000"}
 """A job that goes on for long enough to be seen, canceled and lost sight of."""
 
@@ -186,12 +187,11 @@ def test_a_request_becomes_a_picture(page: Page, service: Service) -> None:
     )
     assert (shown % width, rendering) == (0, "pixelated")  # each of its pixels is so many whole ones
     expect(page.locator(".job-state")).to_contain_text("Done in")
-    assert page.locator(".legend dt").all_inner_texts() == [
-        "Queue",
-        "Batch wait",
-        "Sampling",
-        "Encoding",
-    ]
+    assert page.locator(".legend dt").all_inner_texts() == STAGES
+    whole, parts = page.eval_on_selector(
+        ".bar", "bar => [bar.clientWidth, [...bar.children].reduce((sum, part) => sum + part.offsetWidth, 0)]"
+    )
+    assert parts >= whole - 4 * len(STAGES)  # gaps, and parts rounded to pixels
     with page.expect_download() as download:
         page.click("text=Grid, PNG")
     assert download.value.path().read_bytes() == grid
@@ -224,8 +224,12 @@ def test_an_image_is_pointed_at_opened_and_saved_by_keyboard_alone(page: Page, s
 def test_a_job_is_copied_as_a_command_and_as_a_program(page: Page, service: Service, tmp_path: Path) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.select_option("#sample-label", "turn")
-    sample(page, count="4", steps="3", seed=str(2**63 - 5))  # JavaScript's own numbers have not as many digits
+    fill(page, count="4", steps="3", seed=str(2**63 - 5))  # JavaScript's own numbers have not as many digits
+    with page.expect_response("**/v1/samples") as submitted:
+        page.dblclick("#sample button[type=submit]")
     is_done(page)
+    until(lambda: not page.get_attribute("#sample button[type=submit]", "aria-disabled"))
+    assert service.client.get("/v1/jobs?limit=1").json()["jobs"][0]["id"] == submitted.value.json()["id"]
     grid = service.client.get(f"/v1/jobs/{page.url.rsplit('/', 1)[1]}/grid.png").content
     page.click("text=Copy as curl")
     expect(page.locator("text=Copied")).to_have_count(2)  # the button, and for who listens
@@ -323,6 +327,9 @@ def test_a_lost_connection_is_told_and_found_again(page: Page) -> None:
     page.context.set_offline(True)
     expect(page.locator("#banner")).to_contain_text("The service does not answer. Trying again")
     expect(page.locator("#status-words")).to_have_text("No connection")
+    page.click("nav >> text=History")
+    expect(page.locator("#history .empty")).to_have_text("Your jobs are not known at present.")
+    page.go_back()
     page.context.set_offline(False)
     expect(page.locator("#banner")).to_have_text("The service answers again.")
     expect(page.locator("#status-words")).not_to_have_text("No connection")
@@ -427,14 +434,18 @@ def test_a_key_is_asked_for_and_limits_are_counted_down(browser: Browser, guarde
         page.reload()
         is_done(page)
         sample(page)
-        expect(page.locator(".job [role=status]")).to_contain_text(re.compile(r"a minute\. Trying again in \d+ s\."))
+        expect(page.locator(".pending")).to_contain_text(re.compile(r"a minute\. Trying again in \d+ s\."))
         page.click("text=Stop trying")
-        expect(page.locator(".empty-title >> visible=true")).to_be_visible()
+        expect(page.locator(".pending")).to_have_count(0)
+        is_done(page)  # what was there still is
 
 
 def show_sample(page: Page) -> None:
-    sample(page, count="4", steps="3")
+    page.check("#sample-trajectory")
+    sample(page, count="4", steps="100")
     is_done(page)
+    page.click("text=How the images came about")
+    expect(page.locator(".scrolled + *, .facts > .hint")).to_contain_text("Scroll sideways")
 
 
 def show_compare(page: Page) -> None:
@@ -492,6 +503,7 @@ def test_every_view_is_readable_in_light_and_dark_and_fits_on_a_phone(browser: B
             assert page.evaluate(NAMELESS) == []
             ids = page.evaluate("[...document.querySelectorAll('[id]')].map((element) => element.id)")
             assert len(ids) == len(set(ids))
+            assert page.evaluate("document.documentElement.scrollWidth") <= DESK["width"], page.url
             page.set_viewport_size(PHONE)
             assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], page.url
             page.set_viewport_size(DESK)

@@ -13,6 +13,9 @@ import { counted, dimension, errorWords, expectation, sentence } from "./words.j
 /** How long nothing is typed before the service is asked what it would take. */
 const ESTIMATE_AFTER_SECONDS = 0.3;
 
+/** How long a second click is taken for part of the first one. */
+const SUBMIT_AGAIN_AFTER_SECONDS = 0.5;
+
 /** Errors of these fields of a request belong to another field of the form. */
 const SHOWN_AT = /** @type {Record<string, string>} */ ({ seeds: "seed" });
 
@@ -21,10 +24,11 @@ export class Form {
   models = [];
   /** @type {AbortController} */
   #asking = new AbortController();
+  #isSubmitting = false;
 
   /**
    * @param {string} name
-   * @param {{title: string, submit: string, onSubmit: (request: SampleRequest) => void, onChange: () => void}} options
+   * @param {{title: string, submit: string, onSubmit: (request: SampleRequest) => Promise<void>, onChange: () => void}} options
    */
   constructor(name, { title, submit, onSubmit, onChange }) {
     this.name = name;
@@ -181,11 +185,23 @@ export class Form {
     return { request, errors };
   }
 
-  submit() {
+  /** Submit what is typed, unless it is being submitted. */
+  async submit() {
+    if (this.#isSubmitting) return;
     const { request, errors } = this.read();
     this.blame(errors);
-    if (errors.length) this.focusFault();
-    else this.onSubmit(request);
+    if (errors.length) return this.focusFault();
+    this.#isSubmitting = true;
+    this.button.setAttribute("aria-disabled", "true");
+    this.#asking.abort(); // what is wrong with the request is said once
+    this.estimate.textContent = "";
+    try {
+      await Promise.all([this.onSubmit(request), pause(SUBMIT_AGAIN_AFTER_SECONDS)]);
+    } finally {
+      this.#isSubmitting = false;
+      this.button.removeAttribute("aria-disabled");
+    }
+    if (!this.element.querySelector(".error:not(:empty), .notice.bad:not(:empty)")) this.askEstimate();
   }
 
   /** Ask what the request would take, once nothing is typed any more, and show what is wrong with it. */

@@ -22,7 +22,7 @@ export class HistoryView {
   constructor() {
     this.error = el("p", { class: "notice bad", role: "alert", hidden: true });
     this.list = el("ul", { class: "history" });
-    this.none = el("p", { class: "empty" }, "No jobs yet, or none that is still kept.");
+    this.none = el("p", { class: "empty" }, "Looking…");
     this.more = el("button", { type: "button", hidden: true, onclick: () => this.#older() }, "Older jobs");
     byId("history").append(el("h1", {}, "Your jobs"), this.error, this.none, this.list, this.more);
   }
@@ -58,7 +58,9 @@ export class HistoryView {
       if (isFirst) this.#showNext(next);
       this.#forget(found);
       this.#tell("");
+      this.none.textContent = "No jobs yet, or none that is still kept.";
     } catch (error) {
+      this.none.textContent = "Your jobs are not known at present.";
       this.#tell(errorWords(error));
     }
   }

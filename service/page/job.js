@@ -274,12 +274,18 @@ export class JobView {
       "aria-label": "The estimates of every step, a row for every image",
     });
     const room = el("div", { class: "scrolled", tabindex: 0 }, canvas);
-    const whole = el("details", { class: "facts" }, el("summary", {}, "How the images came about"), room);
+    const hint = el(
+      "p",
+      { class: "hint" },
+      "A row for every image: from the highest noise level at the left to the image itself at the right. ",
+    );
+    const whole = el("details", { class: "facts" }, el("summary", {}, "How the images came about"), hint, room);
     whole.addEventListener("toggle", async () => {
       if (!whole.open || whole.dataset.drawn) return;
       whole.dataset.drawn = "yes";
       await draw(canvas, await blob(job.links.trajectory), job.request.scale);
       fit(canvas, { width: Math.max(room.clientWidth, 3 * canvas.width), factor: 4 });
+      if (room.scrollWidth > room.clientWidth) hint.append("Scroll sideways to see all of it.");
     });
     return whole;
   }

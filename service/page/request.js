@@ -260,6 +260,7 @@ export function curlOf(request, server, hasKey) {
 export function pythonOf(request, server) {
   const fields = Object.entries(request).map(([name, value]) => `${name}=${pythonLiteral(value)}`);
   return [
+    "# Run it with .venv/bin/python in the project's folder, or where pfgmpp-serve is installed.",
     "from service.client import Client",
     "",
     `images = Client("${server}").sample(${fields.join(", ")})`,
