@@ -57,7 +57,8 @@ export class CompareView {
     if (!this.models.length) return;
     if (!this.#isFilled || Object.keys(values).length) {
       this.#isFilled = true;
-      this.form.values = Object.keys(values).length ? values : remembered("compare");
+      if (Object.keys(values).length) this.form.fill(values);
+      else this.form.values = remembered("compare");
     }
     if (jobs && jobs !== this.#ids) this.#find(jobs);
   }

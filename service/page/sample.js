@@ -55,7 +55,8 @@ export class SampleView {
   #fill(values) {
     if (!this.models.length) return;
     this.#isFilled = true;
-    this.form.values = Object.keys(values).length ? values : remembered("sample");
+    if (Object.keys(values).length) this.form.fill(values);
+    else this.form.values = remembered("sample");
   }
 
   #changed() {
