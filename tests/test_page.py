@@ -287,7 +287,7 @@ def test_a_list_of_seeds_and_classes(page: Page, service: Service) -> None:
     page.click("text=More options")
     sample(page, others='{"foo": 1}')
     expect(page.locator("#sample-others")).to_be_focused()
-    expect(page.locator("#sample-others-error")).to_contain_text("foo: ")
+    expect(page.locator("#sample-others-error")).to_have_text(re.compile("foo: .*no such field"))
     is_done(page)  # what was there still is
 
 
@@ -420,6 +420,7 @@ def test_every_D_is_compared(page: Page, service: Service) -> None:
     jobs = [service.job(each) for each in ids]
     assert [job["seeds"] for job in jobs] == [[11, 12, 13]] * 3
     assert len({tuple(job["labels"]) for job in jobs}) == 1
+    assert page.eval_on_selector(".compared canvas", "canvas => canvas.clientHeight") > 80
     assert page.locator(".path").count() == 3
     page.click(".compared >> nth=1 >> .cell >> nth=2")
     expect(page.locator(".paths h3")).to_contain_text("image 2: seed 13")

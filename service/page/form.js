@@ -316,7 +316,7 @@ export class Form {
  * @returns {string}
  */
 function plainly(message) {
-  return message === "Extra inputs are not permitted" ? "there is no such field" : message;
+  return message.toLowerCase() === "extra inputs are not permitted" ? "there is no such field" : message;
 }
 
 /**

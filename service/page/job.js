@@ -157,7 +157,7 @@ export class JobView {
     const lack = this.job?.waits_for ? ` It waits for ${this.job.waits_for}.` : "";
     const evaluations = `${amount(evaluations_done)} of ${counted(evaluations_total, "evaluation")}`;
     const done = `${evaluations}, ${amount(images_done)} of ${counted(images_total, "image")}`;
-    const left = eta_seconds ? ` · ${expectation(eta_seconds)} to go` : "";
+    const left = eta_seconds ? ` · still ${expectation(eta_seconds)}` : "";
     this.news.textContent = (status === "queued" ? `${ahead}.${lack}` : done) + left;
   }
 

@@ -81,11 +81,12 @@ export function excerpt(grid, count, columns, canvas, room) {
 const MOST_EXCERPT = 4;
 
 /** Most CSS pixels of one image in a grid of many, and of a grid of few. */
-const MOST_IMAGE_PIXELS = 192;
+const MOST_IMAGE_PIXELS = 256;
 const SMALL_GRID_PIXELS = 480;
 
-/** Most CSS pixels of a grid in height. */
-const MOST_GRID_PIXELS = 600;
+/** CSS pixels in height that a grid may have in any window, and those that it leaves of a higher one. */
+const GRID_PIXELS = 600;
+const OTHER_PIXELS = 160;
 
 /** @typedef {{width: number, height: number}} Size Of one image. */
 
@@ -171,8 +172,9 @@ export class Grid {
   #fit() {
     const { columns } = this.options;
     const image = (this.canvas.width - GAP) / columns;
+    const height = Math.max(GRID_PIXELS, window.innerHeight - OTHER_PIXELS);
     const most = this.options.most ?? Math.max(MOST_IMAGE_PIXELS, SMALL_GRID_PIXELS / Math.max(columns, this.rows));
-    fit(this.canvas, { width: this.element.clientWidth, height: MOST_GRID_PIXELS, factor: Math.max(1, most / image) });
+    fit(this.canvas, { width: this.element.clientWidth, height, factor: Math.max(1, most / image) });
   }
 
   /**
