@@ -282,7 +282,7 @@ export class Form {
     for (const { field, message } of errors) {
       const name = this.fieldFor(field);
       if (name === "others" && field !== name) {
-        faults.others = [faults.others, `${field}: ${plainly(message)}`].filter(Boolean).join("; ");
+        faults.others = [faults.others, `${field}: ${message}`].filter(Boolean).join("; ");
       } else if (name) faults[name] ??= message;
       else homeless.push(`${field}: ${message}`);
     }
@@ -309,14 +309,6 @@ export class Form {
       .find((field) => field.error.textContent)
       ?.focus();
   }
-}
-
-/**
- * @param {string} message
- * @returns {string}
- */
-function plainly(message) {
-  return message.toLowerCase() === "extra inputs are not permitted" ? "there is no such field" : message;
 }
 
 /**
