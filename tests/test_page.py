@@ -37,6 +37,7 @@ DS = (1.0, 128.0, float("inf"))
 PHONE: ViewportSize = {"width": 360, "height": 740}
 DESK: ViewportSize = {"width": 1280, "height": 800}
 PATIENCE_MS = 20_000
+STAGES = ["Queue", "Batch wait", "Sampling", "Encoding"]
 LONG = {"count": "256", "steps": "1000"}
 """A job that goes on for long enough to be seen, canceled and lost sight of."""
 
@@ -186,12 +187,11 @@ def test_a_request_becomes_a_picture(page: Page, service: Service) -> None:
     )
     assert (shown % width, rendering) == (0, "pixelated")  # each of its pixels is so many whole ones
     expect(page.locator(".job-state")).to_contain_text("Done in")
-    assert page.locator(".legend dt").all_inner_texts() == [
-        "Queue",
-        "Batch wait",
-        "Sampling",
-        "Encoding",
-    ]
+    assert page.locator(".legend dt").all_inner_texts() == STAGES
+    whole, parts = page.eval_on_selector(
+        ".bar", "bar => [bar.clientWidth, [...bar.children].reduce((sum, part) => sum + part.offsetWidth, 0)]"
+    )
+    assert parts >= whole - 4 * len(STAGES)  # gaps, and parts rounded to pixels
     with page.expect_download() as download:
         page.click("text=Grid, PNG")
     assert download.value.path().read_bytes() == grid
@@ -224,8 +224,12 @@ def test_an_image_is_pointed_at_opened_and_saved_by_keyboard_alone(page: Page, s
 def test_a_job_is_copied_as_a_command_and_as_a_program(page: Page, service: Service, tmp_path: Path) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.select_option("#sample-label", "turn")
-    sample(page, count="4", steps="3", seed=str(2**63 - 5))  # JavaScript's own numbers have not as many digits
+    fill(page, count="4", steps="3", seed=str(2**63 - 5))  # JavaScript's own numbers have not as many digits
+    with page.expect_response("**/v1/samples") as submitted:
+        page.dblclick("#sample button[type=submit]")
     is_done(page)
+    until(lambda: not page.get_attribute("#sample button[type=submit]", "aria-disabled"))
+    assert service.client.get("/v1/jobs?limit=1").json()["jobs"][0]["id"] == submitted.value.json()["id"]
     grid = service.client.get(f"/v1/jobs/{page.url.rsplit('/', 1)[1]}/grid.png").content
     page.click("text=Copy as curl")
     expect(page.locator("text=Copied")).to_have_count(2)  # the button, and for who listens
@@ -256,9 +260,19 @@ def test_what_is_wrong_is_said_at_the_field(page: Page) -> None:
     expect(page.locator("#sample .estimate")).to_contain_text("21 network evaluations")
     page.click("text=More options")
     fill(page, others='{"sigma_max": 4000, "flavour": 1}')
-    expect(page.locator("#sample-others-error")).not_to_be_empty()
+    expect(page.locator("#sample-others-error")).to_contain_text("flavour: ")
+    fill(page, others='{"count": 3}')
+    expect(page.locator("#sample-others-error")).to_have_text("count: has a field of its own in this form")
     fill(page, others="{")
     expect(page.locator("#sample-others-error")).to_contain_text("must be a JSON object")
+    page.select_option("#sample-label", "list")
+    for listed, wrong in {
+        "": "name at least one class",
+        "1, eleven": "there is no class eleven; there are class 0, class 1",
+        "0, 1, 0, 1": "lists 4 classes, which is more than there are images (3)",
+    }.items():
+        fill(page, labels=listed)
+        expect(page.locator("#sample-labels-error")).to_contain_text(wrong)
 
 
 def test_a_list_of_seeds_and_classes(page: Page, service: Service) -> None:
@@ -268,6 +282,13 @@ def test_a_list_of_seeds_and_classes(page: Page, service: Service) -> None:
     job = service.job(page.url.rsplit("/", 1)[1])
     assert (job["seeds"], job["labels"]) == ([3, 10, 11, 12], [1, 0, 1, 0])
     expect(page.locator("#sample-count")).to_have_value("4")
+    expect(page.locator("#sample-count-hint")).to_have_text("One for each seed of the list.")
+    assert page.get_attribute("#sample-count", "readonly") is not None
+    page.click("text=More options")
+    sample(page, others='{"foo": 1}')
+    expect(page.locator("#sample-others")).to_be_focused()
+    expect(page.locator("#sample-others-error")).to_have_text(re.compile("foo: .*no such field"))
+    is_done(page)  # what was there still is
 
 
 def test_history_is_reopened_after_a_reload_used_again_and_deleted(page: Page, service: Service) -> None:
@@ -280,7 +301,7 @@ def test_history_is_reopened_after_a_reload_used_again_and_deleted(page: Page, s
     expect(page.locator("#sample-seed")).to_have_value("99")
     page.click("nav >> text=History")
     entry = page.locator(f"[data-id='{job_id}']")
-    expect(entry).to_contain_text("2 images of points, D\u00a0=\u00a01, 5 steps of heun")
+    expect(entry).to_contain_text(re.compile("2 images of points, D\u00a0=\u00a01, 5 steps of heun, .*seeds 99 to 100"))
     expect(entry).to_contain_text("Done · just now")
     until(lambda: shown_pixels(page, f"[data-id='{job_id}'] canvas").shape == (6, 11))
     another = service.ended(service.submit(dataset="points", D=128, count=3, steps=4, seed=5)["id"])["id"]
@@ -307,14 +328,24 @@ def test_a_link_says_what_the_form_holds(browser: Browser, service: Service) -> 
         expect(page.locator("#sample-D-2")).to_be_checked()
         expect(page.locator("#sample-solver")).to_have_value("euler")
         expect(page.locator("#sample-label")).to_have_value("=class 1")
+        expect(page.locator("#sample [role=status]")).to_be_hidden()
+        page.goto(f"{service.url}/#/sample?D=7&solver=foo&flavour=1&steps=9")
+        expect(page.locator("#sample [role=status]")).to_contain_text("left out: D=7, solver=foo, flavour=1.")
+        fill(page, steps="8")
+        expect(page.locator("#sample [role=status]")).to_be_hidden()
 
 
-def test_a_job_is_canceled(page: Page) -> None:
-    sample(page, **LONG)
-    expect(page.locator(".job[data-status=running]")).to_be_visible()
+def test_a_job_is_canceled_and_shows_what_was_finished(page: Page) -> None:
+    sample(page, count="256", steps="200")  # of 32 at once
+    expect(page.locator(".job .progress .hint")).to_contain_text(re.compile("[1-9][0-9]* of 256 images"))
     page.click(".job >> text=Cancel")
     expect(page.locator(".job-state")).to_have_text("Canceled")
     expect(page.locator(".job .progress")).to_be_hidden()
+    expect(page.locator(".job[data-picture=some]")).to_be_visible()
+    said = page.inner_text(".job .hint >> text=of 256 images had been finished; they can be downloaded.")
+    done = int(said.split()[0])
+    assert page.locator(".cell:enabled").count() == done
+    assert page.locator(".cell[aria-label$='not finished']").count() == 256 - done
 
 
 def test_a_lost_connection_is_told_and_found_again(page: Page) -> None:
@@ -323,6 +354,9 @@ def test_a_lost_connection_is_told_and_found_again(page: Page) -> None:
     page.context.set_offline(True)
     expect(page.locator("#banner")).to_contain_text("The service does not answer. Trying again")
     expect(page.locator("#status-words")).to_have_text("No connection")
+    page.click("nav >> text=History")
+    expect(page.locator("#history .empty")).to_have_text("Your jobs are not known at present.")
+    page.go_back()
     page.context.set_offline(False)
     expect(page.locator("#banner")).to_have_text("The service answers again.")
     expect(page.locator("#status-words")).not_to_have_text("No connection")
@@ -361,9 +395,12 @@ def test_workers_and_queue_are_shown(page: Page) -> None:
     sample(page, **LONG)
     page.click("#status summary")
     expect(page.locator("#status-panel")).to_contain_text("points-d128")
-    expect(page.locator("#status-words")).to_contain_text("1 job")
+    expect(page.locator("#status-words")).to_have_text("1 job running")
     page.click(".job >> text=Cancel")
     expect(page.locator("#status-words")).to_have_text("Idle")
+
+
+HEIGHTS = "selectors => selectors.map((one) => document.querySelector(one).getBoundingClientRect().height)"
 
 
 def compare(page: Page, **fields: str) -> None:
@@ -383,6 +420,7 @@ def test_every_D_is_compared(page: Page, service: Service) -> None:
     jobs = [service.job(each) for each in ids]
     assert [job["seeds"] for job in jobs] == [[11, 12, 13]] * 3
     assert len({tuple(job["labels"]) for job in jobs}) == 1
+    assert page.eval_on_selector(".compared canvas", "canvas => canvas.clientHeight") > 80
     assert page.locator(".path").count() == 3
     page.click(".compared >> nth=1 >> .cell >> nth=2")
     expect(page.locator(".paths h3")).to_contain_text("image 2: seed 13")
@@ -390,6 +428,9 @@ def test_every_D_is_compared(page: Page, service: Service) -> None:
     whole = saved_pixels(service.client.get(jobs[1]["links"]["trajectory"]).content, jobs[1]["request"]["scale"])
     assert (path == whole[10:16]).all()
     assert page.locator(".chart svg[role=img]").count() == 2
+    expect(page.locator(".chart-legend >> nth=0")).to_have_text("every D")
+    heights = page.evaluate(HEIGHTS, [".tick", "figcaption"])
+    assert heights[0] < heights[1]
     expect(page.locator(".figures table")).to_contain_text("905.1")  # 80 sqrt(128)
     page.reload()
     expect(page.locator(".comparison[data-done]")).to_be_visible()
@@ -399,14 +440,16 @@ def test_every_D_is_compared(page: Page, service: Service) -> None:
 def test_numbers_of_steps_are_compared(page: Page) -> None:
     page.click("nav >> text=Compare")
     page.check("#compare-by-1")
-    fill(page, "compare", sweep="3, none")
-    expect(page.locator("#compare-sweep-error")).to_contain_text("must be whole numbers")
+    fill(page, "compare", sweep="3, none, 4000")
+    expect(page.locator("#compare-sweep-error")).to_contain_text("none, 4000: must be whole numbers from 2 to 1000")
+    fill(page, "compare", sweep="4, 8, 4")
+    expect(page.locator("#compare-sweep-hint")).to_have_text("4: listed twice, compared once.")
     compare(page, count="2", sweep="8, 3, 20")
     assert page.locator(".compared h3").all_inner_texts() == ["3 steps", "8 steps", "20 steps"]
     rows = [row.split("\t") for row in page.locator(".figures tbody tr").all_inner_texts()]
     assert [row[:2] for row in rows] == [["3", "5"], ["8", "15"], ["20", "39"]]
     expect(page.locator(".figures th").last).to_have_text("Distance to 20 steps")
-    assert float(rows[2][4]) == 0
+    assert [row[4].replace("\N{EN DASH}", "itself") == "itself" for row in rows] == [False, False, True]
 
 
 def test_a_key_is_asked_for_and_limits_are_counted_down(browser: Browser, guarded: tuple[Service, str]) -> None:
@@ -427,14 +470,18 @@ def test_a_key_is_asked_for_and_limits_are_counted_down(browser: Browser, guarde
         page.reload()
         is_done(page)
         sample(page)
-        expect(page.locator(".job [role=status]")).to_contain_text(re.compile(r"a minute\. Trying again in \d+ s\."))
+        expect(page.locator(".pending")).to_contain_text(re.compile(r"a minute\. Trying again in \d+ s\."))
         page.click("text=Stop trying")
-        expect(page.locator(".empty-title >> visible=true")).to_be_visible()
+        expect(page.locator(".pending")).to_have_count(0)
+        is_done(page)  # what was there still is
 
 
 def show_sample(page: Page) -> None:
-    sample(page, count="4", steps="3")
+    page.check("#sample-trajectory")
+    sample(page, count="4", steps="100")
     is_done(page)
+    page.click("text=How the images came about")
+    expect(page.locator(".scrolled + *, .facts > .hint")).to_contain_text("Scroll sideways")
 
 
 def show_compare(page: Page) -> None:
@@ -492,6 +539,7 @@ def test_every_view_is_readable_in_light_and_dark_and_fits_on_a_phone(browser: B
             assert page.evaluate(NAMELESS) == []
             ids = page.evaluate("[...document.querySelectorAll('[id]')].map((element) => element.id)")
             assert len(ids) == len(set(ids))
+            assert page.evaluate("document.documentElement.scrollWidth") <= DESK["width"], page.url
             page.set_viewport_size(PHONE)
             assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], page.url
             page.set_viewport_size(DESK)

@@ -20,9 +20,10 @@ const STAGES = [
 export function breakdown(latency) {
   const bar = el("div", { class: "bar", "aria-hidden": true });
   const legend = el("dl", { class: "legend" });
+  const whole = STAGES.reduce((sum, [field]) => sum + latency[field], 0) || 1;
   for (const [field, name, words] of STAGES) {
     const part = el("span", { class: `part part-${name}`, title: `${words}: ${duration(latency[field])}` });
-    part.style.flexGrow = String(latency[field]);
+    part.style.flexGrow = String(latency[field] / whole);
     bar.append(part);
     legend.append(
       el(

@@ -7,6 +7,7 @@ import { el, svg } from "./dom.js";
  * @property {string} name
  * @property {[number, number][]} points
  * @property {[number, number][]} [dots] What was seen of it.
+ * @property {boolean} [isShared] Whether it is of all that is compared rather than of one.
  *
  * @typedef {object} Axis
  * @property {string} title
@@ -15,8 +16,8 @@ import { el, svg } from "./dom.js";
  * @typedef {{low: number, high: number, isLogarithmic: boolean, ticks: number[], at: (value: number) => number}} Scale
  */
 
-const WIDTH = 340;
-const HEIGHT = 220;
+/** CSS pixels; the width is what there is. */
+const HEIGHT = 240;
 const MARGIN = { left: 54, right: 8, top: 8, bottom: 42 };
 
 /**
@@ -28,32 +29,20 @@ const MARGIN = { left: 54, right: 8, top: 8, bottom: 42 };
  * @returns {HTMLElement}
  */
 export function chart(title, x, y, lines, note = "") {
-  const points = lines.flatMap((line) => [...line.points, ...(line.dots ?? [])]);
-  const across = scaleOf(
-    points.map(([value]) => value),
-    x.isLogarithmic,
-    MARGIN.left,
-    WIDTH - MARGIN.right,
-  );
-  const up = scaleOf(
-    points.map(([, value]) => value),
-    y.isLogarithmic,
-    HEIGHT - MARGIN.bottom,
-    MARGIN.top,
-  );
-  const drawing = svg(
-    "svg",
-    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${title}. ${y.title} against ${x.title}.` },
-    ...axes(across, up, x.title, y.title),
-    ...lines.flatMap((line, k) => drawn(line, k, across, up)),
-  );
+  const drawing = svg("svg", {
+    class: "drawing",
+    height: HEIGHT,
+    role: "img",
+    "aria-label": `${title}. ${y.title} against ${x.title}.`,
+  });
+  new ResizeObserver(([{ contentRect }]) => fill(drawing, contentRect.width, x, y, lines)).observe(drawing);
   const legend = lines.map(({ name }, k) =>
     el(
       "li",
       {},
       svg(
         "svg",
-        { viewBox: "0 0 24 8", class: `sample-line line-${k % 6}`, "aria-hidden": true },
+        { viewBox: "0 0 24 8", class: `sample-line ${colour(lines[k], k)}`, "aria-hidden": true },
         svg("path", { d: "M0 4H24" }),
       ),
       name,
@@ -70,19 +59,57 @@ export function chart(title, x, y, lines, note = "") {
 }
 
 /**
+ * @param {SVGElement} drawing Drawn anew.
+ * @param {number} width CSS pixels.
+ * @param {Axis} x
+ * @param {Axis} y
+ * @param {Line[]} lines
+ */
+function fill(drawing, width, x, y, lines) {
+  if (width <= MARGIN.left + MARGIN.right) return;
+  const points = lines.flatMap((line) => [...line.points, ...(line.dots ?? [])]);
+  const across = scaleOf(
+    points.map(([value]) => value),
+    x.isLogarithmic,
+    MARGIN.left,
+    width - MARGIN.right,
+  );
+  const up = scaleOf(
+    points.map(([, value]) => value),
+    y.isLogarithmic,
+    HEIGHT - MARGIN.bottom,
+    MARGIN.top,
+  );
+  drawing.replaceChildren(
+    ...axes(across, up, width, x.title, y.title),
+    ...lines.flatMap((line, k) => drawn(line, k, across, up)),
+  );
+}
+
+/**
+ * @param {Line} line
+ * @param {number} k
+ * @returns {string} Its class.
+ */
+function colour({ isShared }, k) {
+  return isShared ? "line-shared" : `line-${k % 6}`;
+}
+
+/**
  * @param {Line} line
  * @param {number} k
  * @param {Scale} across
  * @param {Scale} up
  * @returns {SVGElement[]}
  */
-function drawn({ points, dots = [], name }, k, across, up) {
+function drawn(line, k, across, up) {
+  const { points, dots = [], name } = line;
   const places = points.map(([x, y], place) => `${place ? "L" : "M"}${across.at(x).toFixed(1)} ${up.at(y).toFixed(1)}`);
-  const path = svg("path", { class: `line line-${k % 6}`, d: places.join("") }, svg("title", {}, name));
+  const path = svg("path", { class: `line ${colour(line, k)}`, d: places.join("") }, svg("title", {}, name));
   const marks = dots.map(([x, y]) =>
     svg(
       "circle",
-      { class: `dot line-${k % 6}`, cx: across.at(x), cy: up.at(y), r: 2.4 },
+      { class: `dot ${colour(line, k)}`, cx: across.at(x), cy: up.at(y), r: 2.4 },
       svg("title", {}, `${name}: ${short(x)}, ${short(y)}`),
     ),
   );
@@ -92,12 +119,13 @@ function drawn({ points, dots = [], name }, k, across, up) {
 /**
  * @param {Scale} across
  * @param {Scale} up
+ * @param {number} width
  * @param {string} xTitle
  * @param {string} yTitle
  * @returns {SVGElement[]}
  */
-function axes(across, up, xTitle, yTitle) {
-  const [left, right, bottom, top] = [MARGIN.left, WIDTH - MARGIN.right, HEIGHT - MARGIN.bottom, MARGIN.top];
+function axes(across, up, width, xTitle, yTitle) {
+  const [left, right, bottom, top] = [MARGIN.left, width - MARGIN.right, HEIGHT - MARGIN.bottom, MARGIN.top];
   return [
     ...up.ticks.flatMap((tick) => [
       svg("path", { class: "rule", d: `M${left} ${up.at(tick)}H${right}` }),

@@ -4,6 +4,7 @@ import { job as ofId, submit } from "./api.js";
 import { Comparison } from "./comparison.js";
 import { CompareForm } from "./compareform.js";
 import { byId, el, reveal } from "./dom.js";
+import { Problem } from "./problem.js";
 import { note, remember, remembered } from "./route.js";
 import { Row } from "./row.js";
 import { dimension, named } from "./words.js";
@@ -56,7 +57,8 @@ export class CompareView {
     if (!this.models.length) return;
     if (!this.#isFilled || Object.keys(values).length) {
       this.#isFilled = true;
-      this.form.values = Object.keys(values).length ? values : remembered("compare");
+      if (Object.keys(values).length) this.form.fill(values);
+      else this.form.values = remembered("compare");
     }
     if (jobs && jobs !== this.#ids) this.#find(jobs);
   }
@@ -72,11 +74,19 @@ export class CompareView {
     if (this.#isCurrent) note("compare", { ...values, jobs: this.#ids });
   }
 
-  /** @param {SampleRequest} base */
-  #submit(base) {
+  /** @param {SampleRequest} base Submitted; what is shown stays if the service would not have it. */
+  async #submit(base) {
     const isSeeded = base.seed !== undefined || base.seeds;
     const [drawn] = crypto.getRandomValues(new Uint32Array(1));
     const seeded = isSeeded ? base : { ...base, seed: drawn };
+    try {
+      await this.form.estimateOf(seeded, new AbortController().signal);
+    } catch (error) {
+      if (error instanceof Problem) {
+        this.form.refuse(error);
+        return this.form.focusFault();
+      }
+    }
     const comparison = this.#show();
     /** @type {string[]} */
     const ids = [];

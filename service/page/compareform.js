@@ -5,12 +5,15 @@ import { el } from "./dom.js";
 import { ChoiceField, NumberField, TextField } from "./fields.js";
 import { Form } from "./form.js";
 import { evaluationsOf } from "./levels.js";
-import { dimensionOf } from "./request.js";
+import { Problem } from "./problem.js";
+import { dimensionOf, listed } from "./request.js";
 import { dimension } from "./words.js";
 
 /** @import { Estimate, SampleRequest } from "./types.js" */
 
 const MOST_IMAGES = 16;
+
+const SWEEP_HINT = "A list with commas.";
 
 /** The API's own limit. */
 const MOST_PREVIEWS = 64;
@@ -31,7 +34,7 @@ export class CompareForm extends Form {
       isMany: true,
       hint: "How many dimensions the data gains: 1 is PFGM, ∞ is diffusion.",
     });
-    const sweep = new TextField(name, "sweep", "Steps", { hint: "A list with commas." });
+    const sweep = new TextField(name, "sweep", "Steps", { hint: SWEEP_HINT });
     sweep.value = "4, 8, 18, 36, 64";
     const count = new NumberField(name, "count", "Images", { min: 1, max: MOST_IMAGES, value: "8" });
     return { by, dataset, Ds: all, D, label, labels, count, steps, sweep, solver, seed };
@@ -78,21 +81,33 @@ export class CompareForm extends Form {
 
   /** @returns {number[]} The numbers of steps to compare. */
   get sweep() {
-    return this.fields.sweep.value
-      .split(",")
-      .map((part) => part.trim())
-      .filter(Boolean)
-      .map(Number);
+    return listed(this.fields.sweep.value).map(Number);
+  }
+
+  changed() {
+    super.changed();
+    const { hint } = this.fields.sweep;
+    const twice = new Set(this.sweep.filter((steps, place) => this.sweep.indexOf(steps) !== place));
+    hint.textContent = twice.size ? `${[...twice].join(", ")}: listed twice, compared once.` : SWEEP_HINT;
+  }
+
+  /** @returns {string} What is wrong with the numbers of steps; "" for nothing. */
+  #faultOfSweep() {
+    const most = this.model?.max_steps ?? Infinity;
+    const poor = listed(this.fields.sweep.value).filter(
+      (part) => !(Number.isInteger(Number(part)) && Number(part) >= 2 && Number(part) <= most),
+    );
+    if (poor.length || !this.sweep.length) {
+      const which = poor.length ? `${poor.join(", ")}: ` : "";
+      return `${which}must be whole numbers from 2 to ${most}, such as 4, 8, 18`;
+    }
+    return "";
   }
 
   read() {
     const { request, errors } = super.read();
-    if (
-      this.by === "steps" &&
-      !(this.sweep.length && this.sweep.every((steps) => Number.isInteger(steps) && steps >= 2))
-    ) {
-      errors.push({ field: "sweep", message: "must be whole numbers from 2 on, such as 4, 8, 18" });
-    }
+    const message = this.by === "steps" ? this.#faultOfSweep() : "";
+    if (message) errors.push({ field: "sweep", message });
     return { request, errors };
   }
 
@@ -121,7 +136,7 @@ export class CompareForm extends Form {
    * @returns {Promise<Estimate>} Of all of them, one after the other.
    */
   async estimateOf(request, signal) {
-    const each = await Promise.all(this.requestsOf(request).map((one) => estimate(one, signal)));
+    const each = await Promise.all(this.requestsOf(request).map((one) => this.#estimateOne(one, signal)));
     const sum = (/** @type {(one: Estimate) => number} */ of) => each.reduce((total, one) => total + of(one), 0);
     const isKnown = each.every(({ eta_seconds }) => eta_seconds);
     return {
@@ -132,6 +147,22 @@ export class CompareForm extends Form {
         : null,
       refusal: each.find(({ refusal }) => refusal)?.refusal ?? null,
     };
+  }
+
+  /**
+   * @param {SampleRequest} one
+   * @param {AbortSignal} signal
+   * @returns {Promise<Estimate>} Raises Problem, which says of what differs which one it is about.
+   */
+  async #estimateOne(one, signal) {
+    try {
+      return await estimate(one, signal);
+    } catch (error) {
+      if (error instanceof Problem) {
+        for (const each of error.errors) if (each.field === this.by) each.message = `${one[this.by]}: ${each.message}`;
+      }
+      throw error;
+    }
   }
 
   /**

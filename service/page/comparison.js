@@ -144,22 +144,21 @@ export class Comparison {
    * @returns {HTMLElement}
    */
   #noiseChart(rows) {
-    const lines = rows.map(({ name, job, seen }) => {
+    const isShared = this.by === "D"; // lines that hide one another would look as if some were missing
+    const lines = rows.slice(0, isShared ? 1 : undefined).map(({ name, job, seen }) => {
       const levels = plannedLevels(job?.request ?? {});
-      return { name, dots: seen, points: levels.map((level, k) => /** @type {[number, number]} */ ([k + 1, level])) };
+      const points = levels.map((level, k) => /** @type {[number, number]} */ ([k + 1, level]));
+      return isShared ? { name: "every D", points, isShared } : { name, points, dots: seen };
     });
-    // Every D goes through the same noise levels: lines that hide one another would look as if some were missing.
-    if (this.by === "D") for (const line of lines.slice(1)) line.points = [];
-    const note =
-      this.by === "D"
-        ? "Every D goes through the same noise levels; what differs is r = σ√D, how far from the data that is."
-        : "Fewer steps are larger ones.";
+    const note = isShared
+      ? "What differs between the D is r = σ√D, how far from the data that noise level is; the table has it."
+      : "Fewer steps are larger ones. Dots: estimates that were shown while it ran.";
     return chart(
-      "Noise level on the way",
+      isShared ? "Noise level on the way: the same for every D" : "Noise level on the way",
       { title: "network evaluation" },
       { title: "noise level σ", isLogarithmic: true },
       lines,
-      `${note} Dots: estimates that were shown while it ran.`,
+      note,
     );
   }
 
@@ -199,7 +198,7 @@ export class Comparison {
     ];
     const cells = rows.map((row) => {
       const { request, latency } = /** @type {Job} */ (row.job);
-      const last = this.by === "D" ? radius(request) : short(finalDistance(row, most));
+      const last = this.by === "D" ? radius(request) : row === most ? "–" : short(finalDistance(row, most));
       return [
         this.by === "D" ? dimension(request.D) : String(request.steps),
         amount(latency?.evaluations ?? 0),

@@ -49,6 +49,14 @@ export class Field {
     return "";
   }
 
+  /**
+   * @param {string} value What it was set to.
+   * @returns {boolean} Whether it holds that.
+   */
+  takes(value) {
+    return this.value === value.trim();
+  }
+
   focus() {
     this.input.focus();
   }
@@ -166,6 +174,10 @@ export class CheckField extends Field {
   set value(value) {
     this.box.checked = value !== "";
   }
+
+  takes() {
+    return true;
+  }
 }
 
 /** A few options side by side: one of them, or several; the value lists those chosen with commas. */
@@ -234,6 +246,15 @@ export class ChoiceField {
     const chosen = value.split(",");
     if (!this.inputs.some((input) => chosen.includes(input.value))) return;
     for (const input of this.inputs) input.checked = chosen.includes(input.value);
+  }
+
+  /**
+   * @param {string} value
+   * @returns {boolean}
+   */
+  takes(value) {
+    const chosen = this.value.split(",");
+    return value.split(",").every((each) => chosen.includes(each));
   }
 
   /** @param {string} words */

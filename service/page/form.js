@@ -13,6 +13,9 @@ import { counted, dimension, errorWords, expectation, sentence } from "./words.j
 /** How long nothing is typed before the service is asked what it would take. */
 const ESTIMATE_AFTER_SECONDS = 0.3;
 
+/** How long a second click is taken for part of the first one. */
+const SUBMIT_AGAIN_AFTER_SECONDS = 0.5;
+
 /** Errors of these fields of a request belong to another field of the form. */
 const SHOWN_AT = /** @type {Record<string, string>} */ ({ seeds: "seed" });
 
@@ -21,10 +24,11 @@ export class Form {
   models = [];
   /** @type {AbortController} */
   #asking = new AbortController();
+  #isSubmitting = false;
 
   /**
    * @param {string} name
-   * @param {{title: string, submit: string, onSubmit: (request: SampleRequest) => void, onChange: () => void}} options
+   * @param {{title: string, submit: string, onSubmit: (request: SampleRequest) => Promise<void>, onChange: () => void}} options
    */
   constructor(name, { title, submit, onSubmit, onChange }) {
     this.name = name;
@@ -32,18 +36,23 @@ export class Form {
     this.onSubmit = onSubmit;
     this.fields = this.makeFields();
     this.error = el("p", { class: "notice bad", role: "alert", hidden: true });
+    this.told = el("p", { class: "notice", role: "status", hidden: true });
     this.estimate = el("p", { class: "estimate" });
     this.button = el("button", { class: "primary", type: "submit" }, submit);
     this.element = el(
       "form",
       { class: "card form", novalidate: true, "aria-label": title },
       el("h1", {}, title),
+      this.told,
       ...this.layout(),
       this.error,
       this.estimate,
       el("div", { class: "actions" }, this.button),
     );
-    this.element.addEventListener("input", () => this.changed());
+    this.element.addEventListener("input", () => {
+      this.told.hidden = true;
+      this.changed();
+    });
     this.element.addEventListener("submit", (event) => {
       event.preventDefault();
       this.submit();
@@ -74,12 +83,12 @@ export class Form {
         hint: "1 or empty: none.",
       }),
       precision: new SelectField(name, "precision", "Precision", {
-        options: ["", "exact", "fast"].map((value) => ({ value, text: value || "the usual" })),
-        hint: "Fast: with no difference to the eye.",
+        options: ["", "exact", "fast"].map((value) => ({ value, text: value || "the service's default" })),
+        hint: "fast: quicker; the images look the same, their bytes may differ.",
       }),
       columns: new NumberField(name, "columns", "Columns", { min: 1, hint: "Empty: about as many as rows." }),
       scale: new NumberField(name, "scale", "Enlargement", { min: 1, max: 16, hint: "Of saved pictures." }),
-      trajectory: new CheckField(name, "trajectory", "Keep how the images come about"),
+      trajectory: new CheckField(name, "trajectory", "Keep the trajectory (how each image came about)"),
       others: new TextField(name, "others", "Other options, as JSON", { placeholder: '{"sigma_max": 40}' }),
     };
   }
@@ -163,10 +172,34 @@ export class Form {
   /** What the fields hold has changed. */
   changed() {
     this.adapt();
-    const listed = seedsListed(this.fields.seed.value);
-    if (listed) this.fields.count.value = String(listed);
+    this.#followSeeds();
     this.onChange();
     this.askEstimate();
+  }
+
+  /** Have a list of seeds say how many images there are. */
+  #followSeeds() {
+    const { seed, count } = this.fields;
+    const listed = seedsListed(seed.value);
+    if (listed) count.value = String(listed);
+    if (!(count instanceof NumberField)) return;
+    count.number.readOnly = listed > 0;
+    count.hint.textContent = listed ? "One for each seed of the list." : "";
+  }
+
+  /**
+   * Fill it as an address says, and say what of that is not to be had.
+   *
+   * @param {Record<string, string>} values
+   */
+  fill(values) {
+    this.values = values;
+    const unknown = Object.entries(values).filter(([name]) => !(name in this.fields));
+    const refused = Object.entries(values).filter(([name, value]) => this.fields[name]?.takes(value) === false);
+    const said = [...refused, ...unknown].map(([name, value]) => `${name}=${value}`).join(", ");
+    if (!said) return;
+    this.told.textContent = `The address asks for what is not on offer here, and is left out: ${said}.`;
+    this.told.hidden = false;
   }
 
   /** @returns {{request: SampleRequest, errors: FieldError[]}} */
@@ -181,11 +214,23 @@ export class Form {
     return { request, errors };
   }
 
-  submit() {
+  /** Submit what is typed, unless it is being submitted. */
+  async submit() {
+    if (this.#isSubmitting) return;
     const { request, errors } = this.read();
     this.blame(errors);
-    if (errors.length) this.focusFault();
-    else this.onSubmit(request);
+    if (errors.length) return this.focusFault();
+    this.#isSubmitting = true;
+    this.button.setAttribute("aria-disabled", "true");
+    this.#asking.abort(); // what is wrong with the request is said once
+    this.estimate.textContent = "";
+    try {
+      await Promise.all([this.onSubmit(request), pause(SUBMIT_AGAIN_AFTER_SECONDS)]);
+    } finally {
+      this.#isSubmitting = false;
+      this.button.removeAttribute("aria-disabled");
+    }
+    if (!this.element.querySelector(".error:not(:empty), .notice.bad:not(:empty)")) this.askEstimate();
   }
 
   /** Ask what the request would take, once nothing is typed any more, and show what is wrong with it. */
@@ -236,7 +281,9 @@ export class Form {
     const homeless = [];
     for (const { field, message } of errors) {
       const name = this.fieldFor(field);
-      if (name) faults[name] ??= message;
+      if (name === "others" && field !== name) {
+        faults.others = [faults.others, `${field}: ${message}`].filter(Boolean).join("; ");
+      } else if (name) faults[name] ??= message;
       else homeless.push(`${field}: ${message}`);
     }
     for (const [name, field] of Object.entries(this.fields)) field.fault(faults[name] ?? "");

@@ -4,7 +4,7 @@ import { blob, erase, jobs } from "./api.js";
 import { announce, byId, el, pause } from "./dom.js";
 import { draw, excerpt, fit } from "./picture.js";
 import { modelOf } from "./request.js";
-import { ago, errorWords, moment, requestWords, statusWords } from "./words.js";
+import { ago, amount, clock, errorWords, moment, requestWords, seedWords, statusWords } from "./words.js";
 
 /** @import { Job, Model } from "./types.js" */
 
@@ -22,7 +22,7 @@ export class HistoryView {
   constructor() {
     this.error = el("p", { class: "notice bad", role: "alert", hidden: true });
     this.list = el("ul", { class: "history" });
-    this.none = el("p", { class: "empty" }, "No jobs yet, or none that is still kept.");
+    this.none = el("p", { class: "empty" }, "Looking…");
     this.more = el("button", { type: "button", hidden: true, onclick: () => this.#older() }, "Older jobs");
     byId("history").append(el("h1", {}, "Your jobs"), this.error, this.none, this.list, this.more);
   }
@@ -58,7 +58,9 @@ export class HistoryView {
       if (isFirst) this.#showNext(next);
       this.#forget(found);
       this.#tell("");
+      this.none.textContent = "No jobs yet, or none that is still kept.";
     } catch (error) {
+      this.none.textContent = "Your jobs are not known at present.";
       this.#tell(errorWords(error));
     }
   }
@@ -168,9 +170,10 @@ class Entry {
     const isNew = this.job.status !== job.status;
     this.job = job;
     this.element.dataset.status = job.status;
-    this.words.textContent = requestWords(job.request, classes);
+    this.words.textContent = `${requestWords(job.request, classes)}, ${seedWords(job)}`;
     const why = job.error ? `: ${job.error.detail}` : "";
-    this.state.textContent = `${statusWords(job.status)}${why} · ${ago(job.created_at)}`;
+    const half = job.status === "canceled" ? `, ${amount(job.progress.images_done)} images finished` : "";
+    this.state.textContent = `${statusWords(job.status)}${half}${why} · ${ago(job.created_at)} · ${clock(job.created_at)}`;
     this.state.title = moment(job.created_at);
     if (isNew) this.#draw();
   }

@@ -1,6 +1,7 @@
 /** One job, watched until it ends, and what came of it. */
 
 import { blob, cancel } from "./api.js";
+import { filesOf } from "./archive.js";
 import { breakdown } from "./breakdown.js";
 import { announce, el } from "./dom.js";
 import { follow } from "./follow.js";
@@ -10,7 +11,7 @@ import { curlOf, modelOf, pythonOf, requestOfJob } from "./request.js";
 import { copyButton, saveLink } from "./save.js";
 import { view } from "./viewer.js";
 import { amount, capitalized, counted, duration, errorWords, expectation, imageWords, moment } from "./words.js";
-import { requestWords, sentence, statusWords } from "./words.js";
+import { requestWords, seedWords, sentence, statusWords } from "./words.js";
 
 /** @import { Job, Model, News } from "./types.js" */
 
@@ -130,7 +131,7 @@ export class JobView {
       label: `Grid of ${requestWords(job.request, this.model?.classes ?? [])}`,
       name: (k) => this.#imageName(k),
       onPoint: (k) => (this.caption.textContent = k === null ? this.#usualCaption() : this.#imageName(k)),
-      onOpen: (k) => this.job && view(this.job, k, (each) => this.#imageName(each)),
+      onOpen: (k) => this.job && view(this.job, k, (each) => this.#imageName(each), this.grid?.places ?? []),
     });
     this.picture.replaceChildren(this.grid.element);
   }
@@ -156,7 +157,7 @@ export class JobView {
     const lack = this.job?.waits_for ? ` It waits for ${this.job.waits_for}.` : "";
     const evaluations = `${amount(evaluations_done)} of ${counted(evaluations_total, "evaluation")}`;
     const done = `${evaluations}, ${amount(images_done)} of ${counted(images_total, "image")}`;
-    const left = eta_seconds ? ` · ${expectation(eta_seconds)} to go` : "";
+    const left = eta_seconds ? ` · still ${expectation(eta_seconds)}` : "";
     this.news.textContent = (status === "queued" ? `${ahead}.${lack}` : done) + left;
   }
 
@@ -181,10 +182,7 @@ export class JobView {
   async #showEnd(job) {
     const total = job.latency && job.status === "succeeded" ? ` in ${duration(job.latency.total_seconds)}` : "";
     this.state.textContent = statusWords(job.status) + total;
-    if (job.status === "canceled" && job.links.npz) {
-      this.news.textContent = `${counted(job.progress.images_done, "image")} had been finished, and can be downloaded.`;
-      this.picture.after(this.news);
-    }
+    if (job.status === "canceled") this.#showCanceled(job);
     if (job.error) this.#fail(`${sentence(job.error.detail)} (${job.error.code})`);
     this.result.replaceChildren(
       ...(job.latency && job.status === "succeeded" ? [breakdown(job.latency)] : []),
@@ -193,6 +191,8 @@ export class JobView {
       this.#facts(job),
     );
     if (job.links.grid) await this.#showGrid(job);
+    else if (job.links.zip) await this.#showFinished(job);
+    else this.picture.classList.toggle("unfinished", Boolean(this.grid));
     if (job.links.trajectory) this.result.append(this.#trajectory(job));
   }
 
@@ -202,6 +202,27 @@ export class JobView {
     this.grid?.makeOpenable();
     this.caption.textContent = this.#usualCaption();
     this.element.dataset.picture = "whole";
+  }
+
+  /** @param {Job} job */
+  #showCanceled({ progress, links }) {
+    const { images_done: done, images_total: total } = progress;
+    const what = done
+      ? `${amount(done)} of ${counted(total, "image")} had been finished`
+      : "No image had been finished";
+    this.news.textContent = what + (links.npz ? "; they can be downloaded." : ".");
+    this.picture.after(this.news);
+  }
+
+  /** @param {Job} job Whose other images were not finished. */
+  async #showFinished(job) {
+    const files = [...(await filesOf(await blob(job.links.zip, this.#stopping.signal)))];
+    const images = files.flatMap(([name, png]) => {
+      const place = name.endsWith(".png") ? Number.parseInt(name, 10) : NaN;
+      return Number.isNaN(place) ? [] : [/** @type {[number, Blob]} */ ([place, png])];
+    });
+    await this.grid?.showSome(new Map(images), job.request.scale);
+    this.element.dataset.picture = "some";
   }
 
   /**
@@ -251,7 +272,7 @@ export class JobView {
     const facts = [
       ["Job", job.id],
       ["Asked for", moment(job.created_at)],
-      ["Seeds", job.seeds.length > 1 ? `${job.seeds[0]} to ${job.seeds.at(-1)}` : String(job.seeds[0])],
+      ["Seeds", seedWords(job).replace(/^seeds? /, "")],
       ["Precision", arithmetic ? `${precision} (${arithmetic})` : precision],
       ["Checkpoint", `${checkpoint_sha256.slice(0, 16)}…`],
     ];
@@ -274,12 +295,18 @@ export class JobView {
       "aria-label": "The estimates of every step, a row for every image",
     });
     const room = el("div", { class: "scrolled", tabindex: 0 }, canvas);
-    const whole = el("details", { class: "facts" }, el("summary", {}, "How the images came about"), room);
+    const hint = el(
+      "p",
+      { class: "hint" },
+      "A row for every image: from the highest noise level at the left to the image itself at the right. ",
+    );
+    const whole = el("details", { class: "facts" }, el("summary", {}, "How the images came about"), hint, room);
     whole.addEventListener("toggle", async () => {
       if (!whole.open || whole.dataset.drawn) return;
       whole.dataset.drawn = "yes";
       await draw(canvas, await blob(job.links.trajectory), job.request.scale);
       fit(canvas, { width: Math.max(room.clientWidth, 3 * canvas.width), factor: 4 });
+      if (room.scrollWidth > room.clientWidth) hint.append("Scroll sideways to see all of it.");
     });
     return whole;
   }

@@ -81,11 +81,12 @@ export function excerpt(grid, count, columns, canvas, room) {
 const MOST_EXCERPT = 4;
 
 /** Most CSS pixels of one image in a grid of many, and of a grid of few. */
-const MOST_IMAGE_PIXELS = 96;
-const SMALL_GRID_PIXELS = 288;
+const MOST_IMAGE_PIXELS = 256;
+const SMALL_GRID_PIXELS = 480;
 
-/** Most CSS pixels of a grid in height. */
-const MOST_GRID_PIXELS = 600;
+/** CSS pixels in height that a grid may have in any window, and those that it leaves of a higher one. */
+const GRID_PIXELS = 600;
+const OTHER_PIXELS = 160;
 
 /** @typedef {{width: number, height: number}} Size Of one image. */
 
@@ -94,7 +95,7 @@ export class Grid {
   #drawn = Promise.resolve();
 
   /**
-   * @param {{count: number, columns: number, size?: Size, onPoint?: (k: number | null) => void,
+   * @param {{count: number, columns: number, size?: Size, most?: number, onPoint?: (k: number | null) => void,
    *   onOpen?: (k: number) => void, name: (k: number) => string, label: string}} options
    */
   constructor(options) {
@@ -115,6 +116,12 @@ export class Grid {
     this.element = el("div", { class: "grid" }, el("div", { class: "frame" }, this.canvas, this.cells));
     if (options.size) this.#empty(options.size);
     new ResizeObserver(() => this.#fit()).observe(this.element);
+  }
+
+  /** @returns {number[]} The images that can be opened. */
+  get places() {
+    const buttons = [...this.cells.querySelectorAll("button")];
+    return buttons.flatMap(({ disabled }, k) => (disabled ? [] : [k]));
   }
 
   get rows() {
@@ -165,8 +172,40 @@ export class Grid {
   #fit() {
     const { columns } = this.options;
     const image = (this.canvas.width - GAP) / columns;
-    const most = Math.max(MOST_IMAGE_PIXELS, SMALL_GRID_PIXELS / Math.max(columns, this.rows));
-    fit(this.canvas, { width: this.element.clientWidth, height: MOST_GRID_PIXELS, factor: Math.max(1, most / image) });
+    const height = Math.max(GRID_PIXELS, window.innerHeight - OTHER_PIXELS);
+    const most = this.options.most ?? Math.max(MOST_IMAGE_PIXELS, SMALL_GRID_PIXELS / Math.max(columns, this.rows));
+    fit(this.canvas, { width: this.element.clientWidth, height, factor: Math.max(1, most / image) });
+  }
+
+  /**
+   * Show these images and no others, for they are all that was finished.
+   *
+   * @param {Map<number, Blob>} images By their places, as large as they were.
+   * @param {number} scale By which they are enlarged.
+   */
+  async showSome(images, scale) {
+    const { columns, size } = this.options;
+    await this.#drawn;
+    if (!size) return;
+    this.#empty(size);
+    const context = this.canvas.getContext("2d");
+    const single = el("canvas");
+    for (const [k, png] of images) {
+      await draw(single, png, scale);
+      context?.drawImage(
+        single,
+        GAP + (k % columns) * (size.width + GAP),
+        GAP + Math.floor(k / columns) * (size.height + GAP),
+      );
+    }
+    this.makeOpenable();
+    const buttons = [...this.cells.querySelectorAll("button")];
+    for (const [k, button] of buttons.entries()) {
+      button.disabled = !images.has(k);
+      if (button.disabled) button.setAttribute("aria-label", `Image ${k}: not finished`);
+      button.tabIndex = k === this.places[0] ? 0 : -1;
+    }
+    this.#fit();
   }
 
   /** Make every image a button, one stop of the tab key for all. */

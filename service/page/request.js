@@ -1,6 +1,7 @@
 /** Requests: from what is typed into a form, from a job, and as commands to copy. Nothing here touches the page. */
 
 import { parse, stringify, wholeNumber } from "./numbers.js";
+import { consecutive } from "./words.js";
 
 /** @import { FieldError, Job, Model, SampleRequest } from "./types.js" */
 
@@ -27,6 +28,13 @@ const OTHER_OPTIONS = {
   window: null,
 };
 
+/** Options that a form says in fields of their own, or that the page sets itself. */
+const OWN_FIELDS = new Set(
+  "dataset D count steps solver seed seeds label labels columns guidance precision scale trajectory previews".split(
+    " ",
+  ),
+);
+
 /**
  * The request that a form says, and what is wrong with it as far as can be seen here; the service sees the rest.
  *
@@ -42,7 +50,7 @@ export function requestOf(values, model) {
   const request = { dataset: values.dataset, D: dimensionOf(values.D), count };
   if (values.steps) request.steps = Number(values.steps);
   if (values.solver && values.solver !== "heun") request.solver = values.solver;
-  Object.assign(request, seedsOf(values.seed ?? "", errors), labelsOf(values, model, count));
+  Object.assign(request, seedsOf(values.seed ?? "", errors), labelsOf(values, model, count, errors));
   if (values.columns) request.columns = Number(values.columns);
   if (values.guidance && Number(values.guidance) !== 1) request.guidance = Number(values.guidance);
   if (values.precision) request.precision = values.precision;
@@ -76,10 +84,7 @@ export function usualScale(model) {
  * @returns {SampleRequest}
  */
 function seedsOf(text, errors) {
-  const parts = text
-    .split(",")
-    .map((part) => part.trim())
-    .filter(Boolean);
+  const parts = listed(text);
   if (!parts.length) return {};
   const seeds = parts.flatMap(rangeOf);
   if (seeds.includes(null)) {
@@ -118,18 +123,43 @@ export function seedsListed(text) {
  * @param {Values} values
  * @param {Model} model
  * @param {number} count
+ * @param {FieldError[]} errors
  * @returns {SampleRequest}
  */
-function labelsOf(values, model, count) {
+function labelsOf(values, model, count, errors) {
   const chosen = values.label ?? "";
   if (!chosen || !model.classes.length) return {};
   if (chosen.startsWith("=")) return { label: chosen.slice(1) };
-  const listed = (values.labels ?? "")
+  const names = chosen === "turn" ? model.classes : listed(values.labels ?? "");
+  const message = chosen === "turn" ? "" : faultOfClasses(names, model, count);
+  if (message) errors.push({ field: "labels", message });
+  return message ? {} : { labels: Array.from({ length: count }, (_, k) => names[k % names.length]) };
+}
+
+/**
+ * @param {string} text
+ * @returns {string[]} What it lists with commas.
+ */
+export function listed(text) {
+  return text
     .split(",")
-    .map((name) => name.trim())
+    .map((part) => part.trim())
     .filter(Boolean);
-  const names = chosen === "turn" ? model.classes : listed;
-  return names.length ? { labels: Array.from({ length: count }, (_, k) => names[k % names.length]) } : {};
+}
+
+/**
+ * @param {string[]} names
+ * @param {Model} model
+ * @param {number} count
+ * @returns {string} What is wrong with a list of classes; "" for nothing.
+ */
+function faultOfClasses(names, { classes }, count) {
+  if (!names.length) return `name at least one class, such as ${classes[0]}`;
+  const strangers = names.filter(
+    (name) => !classes.includes(name) && !(Number(wholeNumber(name) ?? NaN) < classes.length),
+  );
+  if (strangers.length) return `there is no class ${strangers.join(", ")}; there are ${classes.join(", ")}`;
+  return names.length > count ? `lists ${names.length} classes, which is more than there are images (${count})` : "";
 }
 
 /**
@@ -141,12 +171,25 @@ function othersOf(text, errors) {
   if (!text.trim()) return {};
   try {
     const others = parse(text);
-    if (others && typeof others === "object" && !Array.isArray(others)) return others;
+    if (others && typeof others === "object" && !Array.isArray(others)) return withoutOwn(others, errors);
   } catch {
     // said below
   }
   errors.push({ field: "others", message: 'must be a JSON object, such as {"sigma_max": 40}' });
   return {};
+}
+
+/**
+ * @param {SampleRequest} others
+ * @param {FieldError[]} errors Of options that are said elsewhere in the form.
+ * @returns {SampleRequest}
+ */
+function withoutOwn(others, errors) {
+  for (const name of Object.keys(others).filter((each) => OWN_FIELDS.has(each))) {
+    const message = name === "previews" ? "is set by this page" : "has a field of its own in this form";
+    errors.push({ field: "others", message: `${name}: ${message}` });
+  }
+  return others;
 }
 
 /**
@@ -202,14 +245,6 @@ function otherOptions({ request }, model) {
 }
 
 /**
- * @param {(number | bigint)[]} seeds
- * @returns {boolean} Whether each is one more than the last.
- */
-function consecutive(seeds) {
-  return seeds.every((seed, k) => k === 0 || BigInt(seed) === BigInt(seeds[0]) + BigInt(k));
-}
-
-/**
  * What a form holds when it says the request of a job.
  *
  * @param {Job} job
@@ -260,6 +295,7 @@ export function curlOf(request, server, hasKey) {
 export function pythonOf(request, server) {
   const fields = Object.entries(request).map(([name, value]) => `${name}=${pythonLiteral(value)}`);
   return [
+    "# Run it with .venv/bin/python in the project's folder, or where pfgmpp-serve is installed.",
     "from service.client import Client",
     "",
     `images = Client("${server}").sample(${fields.join(", ")})`,

@@ -14,6 +14,9 @@ const ESTIMATE = 36;
 const SMALL_ESTIMATE = 27;
 const NARROW = 420;
 
+/** CSS pixels of an image: the rows are to be seen together. */
+const MOST_IMAGE_PIXELS = 96;
+
 /** One job of a comparison. */
 export class Row {
   /** @type {Job | null} */
@@ -87,6 +90,7 @@ export class Row {
       count: job.request.count,
       columns: job.request.columns,
       size: model && { width: model.resolution, height: model.resolution },
+      most: MOST_IMAGE_PIXELS,
       label: `${this.name}: ${job.request.count} images`,
       name: (k) => `${this.name}, ${this.whole.imageName(job, k)}`,
       onPoint: (k) => this.whole.point(job, k),
@@ -99,7 +103,7 @@ export class Row {
   #progress({ status, progress, eta_seconds }) {
     if (status !== "running") return;
     const done = `${amount(progress.evaluations_done)} of ${counted(progress.evaluations_total, "evaluation")}`;
-    this.#tell(done + (eta_seconds ? `, ${expectation(eta_seconds)} to go` : ""));
+    this.#tell(done + (eta_seconds ? `, still ${expectation(eta_seconds)}` : ""));
   }
 
   /** @param {Preview} preview */

@@ -16,8 +16,6 @@ export class SampleView {
   models = [];
   /** @type {JobView | null} */
   #shown = null;
-  /** @type {AbortController | null} */
-  #submitting = null;
   #isCurrent = false;
   #isFilled = false;
 
@@ -57,7 +55,8 @@ export class SampleView {
   #fill(values) {
     if (!this.models.length) return;
     this.#isFilled = true;
-    this.form.values = Object.keys(values).length ? values : remembered("sample");
+    if (Object.keys(values).length) this.form.fill(values);
+    else this.form.values = remembered("sample");
   }
 
   #changed() {
@@ -67,33 +66,41 @@ export class SampleView {
     if (this.#isCurrent) note("sample", values);
   }
 
-  /** @param {SampleRequest} request */
+  /** @param {SampleRequest} request Submitted; what is shown stays until there is a job to show. */
   async #submit(request) {
-    this.#submitting?.abort();
-    const stopping = (this.#submitting = new AbortController());
-    const words = el("p", { role: "status" }, "Sending…");
+    const stopping = new AbortController();
+    const words = el("p", { role: "status" });
     const stop = el(
       "button",
       { type: "button", onclick: () => stopping.abort(new DOMException("stopped", "AbortError")) },
       "Stop trying",
     );
-    this.#show(
-      el("div", { class: "card job" }, el("h2", {}, "Not queued yet"), words, el("div", { class: "actions" }, stop)),
+    const pending = el(
+      "div",
+      { class: "card job pending" },
+      el("h2", {}, "Not queued yet"),
+      words,
+      el("div", { class: "actions" }, stop),
     );
+    const onWait = (/** @type {string} */ each) => {
+      words.textContent = each;
+      if (!each || pending.isConnected) return;
+      this.stage.prepend(pending);
+      reveal(this.stage);
+    };
     try {
-      const onWait = (/** @type {string} */ each) => (words.textContent = each || "Sending…");
       const job = await submit({ ...request, previews: PREVIEWS }, { signal: stopping.signal, onWait });
       location.hash = `#/job/${job.id}`;
       announce("Queued.");
     } catch (error) {
-      if (this.#submitting === stopping) this.#refused(stopping.signal.aborted ? null : error);
+      if (!stopping.signal.aborted) this.#refused(error);
+    } finally {
+      pending.remove();
     }
   }
 
-  /** @param {unknown} error Null when the user gave it up. */
+  /** @param {unknown} error */
   #refused(error) {
-    this.#showNothing();
-    if (error === null) return;
     this.form.refuse(error);
     this.form.focusFault();
     announce(`Refused: ${errorWords(error)}`);
@@ -111,7 +118,8 @@ export class SampleView {
   #show(element) {
     this.#shown?.close();
     this.#shown = null;
-    this.stage.replaceChildren(element);
+    const pending = this.stage.querySelectorAll(".pending");
+    this.stage.replaceChildren(...pending, element);
     reveal(this.stage);
   }
 

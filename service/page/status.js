@@ -63,11 +63,13 @@ function summarize(words, mood) {
 /** @param {ServiceStatus} status */
 function show(status) {
   const working = status.workers.filter(({ state }) => state !== "lost");
-  const waiting = status.models.reduce((sum, { queued_jobs }) => sum + queued_jobs, 0);
+  // A job that runs may have images that wait, and is then among the queued ones too.
+  const waiting = status.models.reduce((sum, each) => sum + Math.max(0, each.queued_jobs - each.running_jobs), 0);
   const running = status.models.reduce((sum, { running_jobs }) => sum + running_jobs, 0);
   if (!working.length) summarize("No worker", "bad");
-  else if (waiting) summarize(`${counted(waiting, "job")} waiting`, "busy");
+  else if (running && waiting) summarize(`${amount(running)} running, ${amount(waiting)} waiting`, "busy");
   else if (running) summarize(`${counted(running, "job")} running`, "busy");
+  else if (waiting) summarize(`${counted(waiting, "job")} waiting`, "busy");
   else summarize(working.length > 1 ? `${counted(working.length, "worker")} idle` : "Idle", "good");
   byId("status-panel").replaceChildren(workersTable(status), queueTable(status));
 }
@@ -82,9 +84,9 @@ function workersTable({ workers }) {
     name,
     state,
     device,
-    evaluations_per_second ? `${amount(Math.round(evaluations_per_second))} /s` : "not known yet",
+    evaluations_per_second ? `${counted(Math.round(evaluations_per_second), "evaluation")} a second` : "not known yet",
   ]);
-  return table("Workers", ["Name", "State", "Device", "Evaluations"], rows);
+  return table("Workers", ["Name", "State", "Device", "Speed"], rows);
 }
 
 /**
@@ -96,11 +98,11 @@ function queueTable({ models, evaluations }) {
   if (!shown.length) return el("p", { class: "hint" }, "The queue is empty.");
   const rows = shown.map(({ model, queued_jobs, queued_images, running_jobs, oldest_age_seconds }) => [
     model,
-    amount(running_jobs),
-    `${counted(queued_jobs, "job")}, ${counted(queued_images, "image")}`,
+    counted(running_jobs, "job"),
+    counted(queued_images, "image"),
     queued_jobs ? duration(oldest_age_seconds) : "–",
   ]);
-  const whole = table("Queue", ["Model", "Running", "Waiting", "Oldest"], rows);
+  const whole = table("Queue", ["Model", "Running", "Waiting", "For"], rows);
   whole.append(el("p", { class: "hint" }, `${counted(evaluations, "evaluation")} accepted and not done.`));
   return whole;
 }

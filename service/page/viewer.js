@@ -18,15 +18,16 @@ const MOST_PIXELS = 400;
  * @param {Job} job
  * @param {number} first
  * @param {(k: number) => string} nameOf
+ * @param {number[]} places Of the images that there are.
  */
-export function view(job, first, nameOf) {
+export function view(job, first, nameOf, places) {
   let shown = first;
   const canvas = el("canvas", { class: "pixels", role: "img" });
   const caption = el("p", { id: "viewer-caption" });
   const error = el("p", { class: "error", role: "alert" });
   const saving = el("span");
   const tell = (/** @type {string} */ words) => (error.textContent = words);
-  const step = (/** @type {number} */ by) => show((shown + by + job.progress.images_total) % job.progress.images_total);
+  const step = (/** @type {number} */ by) => show(places[(places.indexOf(shown) + by + places.length) % places.length]);
   const dialog = el(
     "dialog",
     { class: "viewer", "aria-labelledby": "viewer-caption" },

@@ -6,6 +6,7 @@ import { Problem } from "./problem.js";
 
 const NUMBER = new Intl.NumberFormat("en");
 const TIME = new Intl.DateTimeFormat("en", { dateStyle: "medium", timeStyle: "short" });
+const CLOCK = new Intl.DateTimeFormat("en", { timeStyle: "medium" });
 const AGO = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
 const STATUS = {
@@ -74,11 +75,11 @@ export function duration(seconds) {
 
 /**
  * @param {Eta} eta
- * @returns {string} Such as "about 3 s, hardly more than 5 s".
+ * @returns {string} Such as "about 3 s, at most 5 s in 9 of 10 cases".
  */
 export function expectation({ p50, p90 }) {
   const [likely, most] = [duration(p50), duration(p90)];
-  return likely === most ? `about ${likely}` : `about ${likely}, hardly more than ${most}`;
+  return likely === most ? `about ${likely}` : `about ${likely}, at most ${most} in 9 of 10 cases`;
 }
 
 /**
@@ -102,6 +103,14 @@ export function moment(time) {
 }
 
 /**
+ * @param {string} time
+ * @returns {string} The time of day, such as "5:24:10 PM".
+ */
+export function clock(time) {
+  return CLOCK.format(new Date(time));
+}
+
+/**
  * A request in words, such as "16 images of digits, D = 2048, 18 steps of heun, class 7".
  *
  * @param {Record<string, any>} request
@@ -119,6 +128,24 @@ export function requestWords(request, classes) {
     ...(names.length ? [`${names.length > 1 ? "classes" : "class"} ${shown}`] : []),
     ...(request.guidance && request.guidance !== 1 ? [`guidance ${request.guidance}`] : []),
   ].join(", ");
+}
+
+/**
+ * @param {Job} job
+ * @returns {string} Such as "seed 5", "seeds 7 to 14" or "seeds 3, 10, 11, …".
+ */
+export function seedWords({ seeds }) {
+  if (seeds.length === 1) return `seed ${seeds[0]}`;
+  if (consecutive(seeds)) return `seeds ${seeds[0]} to ${seeds.at(-1)}`;
+  return `seeds ${seeds.slice(0, 3).join(", ")}${seeds.length > 3 ? ", …" : ""}`;
+}
+
+/**
+ * @param {(number | bigint)[]} seeds
+ * @returns {boolean} Whether each is one more than the last.
+ */
+export function consecutive(seeds) {
+  return seeds.every((seed, k) => k === 0 || BigInt(seed) === BigInt(seeds[0]) + BigInt(k));
 }
 
 /**
