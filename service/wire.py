@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -305,6 +306,7 @@ class Guard:
             raise CrossSite("another site's page may not do this in your name")
 
 
+@lru_cache(256)
 def _is_of_this_machine(host: str) -> bool:
     """Whether a Host header names what no other site can be reached by: the loopback's names, or any address."""
     try:
