@@ -170,8 +170,9 @@ def test_an_interruption_leaves_the_job_alone_and_says_so(
     command: str, options: list[str], live: Service, shell: Shell, tmp_path: Path
 ) -> None:
     grid = tmp_path / "grid.png"
-    if command == "watch":
-        given = [live.submit(dataset="points", D=2, count=64, steps=1000)["id"]]
+    others = []
+    if command == "watch":  # it waits for others, so that it has not ended before the command has started
+        *others, given = [[live.submit(dataset="points", D=2, count=256, steps=1000)["id"]] for _ in range(4)]
     elif command == "sample":
         given = [*LONG, "-o", str(grid)]
     else:
@@ -195,7 +196,8 @@ def test_an_interruption_leaves_the_job_alone_and_says_so(
         assert shown.splitlines()[-1] == f"pfgmpp: {words}"
     assert process.returncode == 130
     assert live.job(job_id)["status"] in {"queued", "running"}
-    live.client.post(f"/v1/jobs/{job_id}/cancel")
+    for each in (job_id, *(other for (other,) in others)):
+        live.client.post(f"/v1/jobs/{each}/cancel")
 
 
 def test_every_picture_is_made_again_from_itself(shell: Shell, tmp_path: Path) -> None:
