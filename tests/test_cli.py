@@ -35,7 +35,7 @@ from tests.helpers import facts, worker_state
 from tests.network import bad_network
 
 POINTS = ["--dataset", "points", "--D", "2"]
-LONG = [*POINTS, "--count", "64", "--steps", "1000"]
+LONG = [*POINTS, "--count", "256", "--steps", "1000"]
 PFGMPP = str(Path(sys.executable).with_name("pfgmpp"))
 
 
