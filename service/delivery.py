@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from service import metrics
 from service.catalogue import ModelGone
-from service.inflight import Estimates, Share
+from service.inflight import Previews, Share
 from service.job import Job, JobError, Shown
 from service.logs import get_logger
 from service.messages import Batch, Completion, JobReport, Report
@@ -70,11 +70,11 @@ class Delivery:
         stored = [Stored(share, error=sampling_failed(error)) for share in shares]
         self._loop.call_soon_threadsafe(self._spawn, stored)
 
-    def show(self, share: Share, evaluation: int, estimates: Estimates) -> None:
+    def show(self, share: Share, evaluation: int, estimates: Previews) -> None:
         """Let it be seen how far a share is, after so many of its evaluations; for any thread."""
         self._storing.submit(self._show, share, evaluation, estimates)
 
-    def _show(self, share: Share, evaluation: int, estimates: Estimates) -> None:
+    def _show(self, share: Share, evaluation: int, estimates: Previews) -> None:
         """In the storing thread: write what is to be seen of a share, which the queue is told with its progress."""
         try:
             for part, own in estimates.items():

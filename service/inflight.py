@@ -13,7 +13,7 @@ from service.job import Part, Shown
 from service.kinds import Kind, Request
 from service.messages import Batch
 from service.policy import Appetite, Flight, Hands, Policy
-from service.sample import Estimate, Walk
+from service.sample import Preview, Walk
 from service.tracing import Calls, NetworkCall, calls_of
 
 
@@ -86,7 +86,7 @@ class Cohort:
             self.flight = self.flights[-self.remaining % len(self.flights)]
 
 
-Estimates = Mapping[Part, Sequence[Estimate]]
+Previews = Mapping[Part, Sequence[Preview]]
 """What the images of parts are taken for, a cohort's after the other's."""
 
 
@@ -104,7 +104,7 @@ class Inflight:
         on_sampled: Callable[[list[Share]], None],
         on_failure: Callable[[list[Share], Exception], None],
         on_turn: Callable[[], None],
-        on_preview: Callable[[Share, int, Estimates], None],
+        on_preview: Callable[[Share, int, Previews], None],
     ):
         self.engine = engine
         self.policy = policy

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 from service.job import Part
 from service.picture import Pixels
 from service.policy import Flight
-from service.sample import Estimate, SampleKind, Sampler, Walk
+from service.sample import Preview, SampleKind, Sampler, Walk
 from service.store import ResultStore
 
 
@@ -50,7 +50,7 @@ class Kind(Protocol[R, Output]):
     def previews(self, request: R) -> int:
         """How often it is to be shown how far the images are."""
 
-    def show(self, store: ResultStore, part: Part, estimates: Sequence[Estimate]) -> None:
+    def show(self, store: ResultStore, part: Part, estimates: Sequence[Preview]) -> None:
         """Let it be seen what the images of a part are taken for."""
 
     def shown(self, store: ResultStore, job_id: str, start: int) -> Pixels:

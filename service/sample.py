@@ -290,7 +290,7 @@ def _class_index(label: int | str, classes: Sequence[str], field: str, checks: _
     return 0
 
 
-class Estimate(Protocol):
+class Preview(Protocol):
     """What images were taken for at a noise level."""
 
     @property
@@ -315,7 +315,7 @@ class Walk(Protocol):
     def trajectory(self) -> Pixels | None:
         """The denoised estimates of every step [n, steps, H, W, C]; None if they were not asked for."""
 
-    def preview(self) -> "Estimate | None":
+    def preview(self) -> "Preview | None":
         """The denoised estimate that came last; None before the first."""
 
 
@@ -389,7 +389,7 @@ class SampleKind:
         """How often it is to be shown how far the images are."""
         return request.previews
 
-    def show(self, store: ResultStore, part: Part, estimates: Sequence[Estimate]) -> None:
+    def show(self, store: ResultStore, part: Part, estimates: Sequence[Preview]) -> None:
         """Let it be seen what the images of a part are taken for, in place of what was seen of them before."""
         images = np.concatenate([estimate.images() for estimate in estimates])
         store.write(part.job_id, _part_name(part.start, "preview"), array_bytes(images))

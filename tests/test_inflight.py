@@ -9,7 +9,7 @@ import torch
 from bench.stores import exact_checkpoint
 from service.catalogue import Catalogue
 from service.engine import Engine
-from service.inflight import Estimates, Inflight, Share
+from service.inflight import Inflight, Previews, Share
 from service.job import Part
 from service.kinds import KINDS
 from service.messages import Batch
@@ -28,7 +28,7 @@ class Hands(Inflight):
         self.failed: list[Share] = []
         self.errors: list[Exception] = []
         self.turns = 0
-        self.previews: list[tuple[Share, int, Estimates]] = []
+        self.previews: list[tuple[Share, int, Previews]] = []
         self.dropped_after_a_turn: list[Share] = []
         super().__init__(Engine(store, torch.device("cpu"), 8), policy, self.take, self.fail, self.look, self.show)
 
@@ -45,7 +45,7 @@ class Hands(Inflight):
         if self.is_idle:
             self.close()
 
-    def show(self, share: Share, evaluation: int, estimates: Estimates) -> None:
+    def show(self, share: Share, evaluation: int, estimates: Previews) -> None:
         self.previews.append((share, evaluation, estimates))
         share.is_being_shown = False
 

@@ -91,12 +91,17 @@ async def _answer(request: Request, job_ids: list[str], last_event_id: str) -> R
     jobs = [await door.job(job_id, caller_of(request)) for job_id in job_ids]
     if known.is_of_the_end and all(job.is_finished for job in jobs):
         return Response(status_code=204)
-    if door.events.watchers >= (most := most_connections() // 2):
-        detail = f"{most:,} clients follow events here already; ask for the job with wait instead"
-        raise TooManyStreams(detail, retry_after_seconds=STREAMS_RETRY_SECONDS)
+    check_room(door)
     # Of a server that will end, or of a head, only what there is to say now.
     is_brief = door.is_draining or request.scope.get("is_head", False)
     return EventStream(_stream(request, known, 0 if is_brief else float("inf")), headers=HEADERS)
+
+
+def check_room(door: Door) -> None:
+    """Raise TooManyStreams when streams have half of the connections that this process can hold."""
+    if door.events.watchers >= (most := most_connections() // 2):
+        detail = f"{most:,} clients follow events here already; ask for the job with wait instead"
+        raise TooManyStreams(detail, retry_after_seconds=STREAMS_RETRY_SECONDS)
 
 
 async def _stream(request: Request, known: Known, seconds: float) -> AsyncGenerator[str]:

@@ -21,9 +21,9 @@ from service.job import Job
 from service.kinds import KINDS
 from service.openapi import EVENTS, body_of, problem_responses
 from service.picture import png
-from service.problems import NoSuchModel, NoWorker, Problem, QueueUnavailable, parsed, wrong
+from service.problems import NoSuchModel, NoWorker, Problem, QueueUnavailable, TooManyStreams, parsed, wrong
 from service.routes import door_of, new_router
-from service.routes.events import HEADERS, HEARTBEAT, HEARTBEAT_SECONDS, EventStream
+from service.routes.events import HEADERS, HEARTBEAT, HEARTBEAT_SECONDS, EventStream, check_room
 from service.routes.results import fetched
 from service.routes.whole import REFUSALS, finished_job, submitted_job, succeeded, watched
 from service.sample import MOST_SCALE, SampleOptions, Seed, size_of
@@ -161,7 +161,7 @@ GENERATIONS: dict[str, Any] = {
     "response_model": ImagesResponse,
     "responses": {
         200: {"description": "The images, or with `stream` server-sent events.", "content": EVENTS},
-        **problem_responses(*REFUSALS, dialect=OPENAI),
+        **problem_responses(*REFUSALS, TooManyStreams, dialect=OPENAI),
     },
     "openapi_extra": {"requestBody": body_of(ImagesRequest), "parameters": [IDEMPOTENCY_KEY]},
 }
@@ -186,6 +186,7 @@ async def generate(request: Request) -> Response:
     body = _body(asked, model)
     size = _shown_size(asked, model, body["scale"])
     if asked.stream:
+        check_room(door)
         job = await submitted_job(request, body, _name_of, Patience())
         return EventStream(_stream(request, job, size, asked.partial_images or 0), headers=HEADERS)
     job = await finished_job(request, body, _name_of)
