@@ -18,7 +18,7 @@ from models.sampling import Sampling
 from models.shapes import timed
 from service.engine import Engine
 from service.policy import Flight
-from service.sample import Precision
+from service.request import Precision
 
 BATCH = 8
 LARGEST_BATCH = 64

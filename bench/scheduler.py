@@ -16,7 +16,8 @@ from service.job import Part
 from service.kinds import KINDS
 from service.messages import Batch
 from service.policy import Flight, ShortestFirst
-from service.sample import SampleRequest, Walk, resolve
+from service.request import SampleRequest, resolve
+from service.sample import Walk
 
 JOBS = 64
 

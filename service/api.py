@@ -17,9 +17,9 @@ from service.job import Message
 from service.openapi import TAGS, complete
 from service.problems import ProblemDocument
 from service.redis_client import cancel as cancel_tasks
+from service.request import SampleRequest
 from service.routes import docs, events, health, inference, jobs, models, new_router, openai, page, results, status
 from service.routes.openai import ImagesRequest
-from service.sample import SampleRequest
 from service.settings import Settings
 from service.store import open_store
 from service.tensors import InferRequest

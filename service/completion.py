@@ -49,14 +49,14 @@ def statuses(incomplete: str) -> list[str]:
 
 def precisions(incomplete: str) -> list[str]:
     """Those that begin so."""
-    from service.sample import Precision
+    from service.request import Precision
 
     return [precision for precision in get_args(Precision) if precision.startswith(incomplete)]
 
 
 def fields(ctx: typer.Context, incomplete: str) -> list[str]:
     """The fields of a request that begin so and have no option of their own, each as the beginning of NAME=VALUE."""
-    from service.sample import SampleRequest
+    from service.request import SampleRequest
 
     others = SampleRequest.model_fields.keys() - ctx.params.keys() - {"labels"}
     return sorted(f"{name}=" for name in others if name.startswith(incomplete))

@@ -41,7 +41,7 @@ from service.problems import (
     refused,
 )
 from service.queue import Queue, new_id
-from service.sample import Resolved, SampleRequest, resolve
+from service.request import Resolved, SampleRequest, resolve
 from service.settings import Settings
 from service.store import JOB_ID, ResultStore
 

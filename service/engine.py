@@ -31,7 +31,8 @@ from models.window import windowed
 from service.catalogue import ModelFacts, ModelGone, Pace
 from service.logs import get_logger
 from service.policy import Flight
-from service.sample import Precision, Walk
+from service.request import Precision
+from service.sample import Walk
 
 Finding = TypeVar("Finding")
 

@@ -11,8 +11,8 @@ from service.job import Estimate, Eta, Job, JobList, Message, moment
 from service.kinds import KINDS
 from service.messages import ModelQueue
 from service.problems import SOME_JOB
+from service.request import SampleRequest, resolve
 from service.routes import inference, openai
-from service.sample import SampleRequest, resolve
 from service.stream import Known, Seen, message, news
 from service.tensors import InferResponse, OutputTensor
 

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.dialects import PROBLEMS, Dialect
 from service.problems import SOME_JOB, Problem
-from service.sample import SampleRequest
+from service.request import SampleRequest
 
 SCHEMAS = "#/components/schemas/{model}"
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from service.job import JobView
-from service.sample import Picture, Remake, remake
+from service.provenance import Picture, Remake, remake
 
 if TYPE_CHECKING:
     from service.picture import Pixels

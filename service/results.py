@@ -12,7 +12,9 @@ from service.job import Job
 from service.kinds import KINDS
 from service.picture import Pixels, film, grid, grid_shape, path, png
 from service.problems import NoResult, NotFinished
-from service.sample import TRAJECTORY, Picture, Resolved, of_one, provenance
+from service.provenance import Picture, of_one, provenance
+from service.request import Resolved
+from service.sample import TRAJECTORY
 from service.store import ResultStore
 
 PREVIEW_PIXELS = 512

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.problems import BodyTooLarge, UnknownEncoding, parsed, wrong
-from service.sample import SampleOptions
+from service.request import SampleOptions
 
 Array = np.ndarray[Any, Any]
 

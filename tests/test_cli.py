@@ -28,8 +28,9 @@ from service import __version__
 from service.catalogue import OfferedModel
 from service.cli import ASKING, SECTIONS, app
 from service.embedded import find_socket, socket_folder
+from service.provenance import of_one, provenance, remake
 from service.queue import Queue
-from service.sample import SampleRequest, of_one, provenance, remake, resolve
+from service.request import SampleRequest, resolve
 from service.settings import Settings
 from tests.helpers import facts, worker_state
 from tests.network import bad_network

@@ -32,7 +32,7 @@ from service.client import (
 from service.client.asks import body_of, portions
 from service.client.exchange import retry_after
 from service.client.following import MessageParser
-from service.sample import SampleRequest
+from service.request import SampleRequest
 from tests.network import BadNetwork, Trouble, bad_network
 
 POINTS: Any = {"dataset": "points", "D": 2}

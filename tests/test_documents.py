@@ -22,7 +22,7 @@ from service.api import create_app
 from service.cli import app
 from service.job import JobView
 from service.problems import Problem
-from service.sample import SampleRequest
+from service.request import SampleRequest
 from service.settings import OF_CLIENTS, Settings
 from tests import pictures
 from tests.documents import CODE, DOCUMENTS, LINK, ROOT, Block, anchors, blocks, commands, prose

@@ -20,7 +20,7 @@ from models.shapes import Network
 from service.catalogue import ModelGone
 from service.engine import Engine
 from service.policy import Flight
-from service.sample import Precision
+from service.request import Precision
 from tests.models.helpers import card, random_tensors
 
 CPU = torch.device("cpu")

@@ -14,7 +14,8 @@ from service.job import Part
 from service.kinds import KINDS
 from service.messages import Batch
 from service.policy import ByKey, Policy, ShortestFirst
-from service.sample import Images, Resolved, SampleRequest, resolve
+from service.request import Resolved, SampleRequest, resolve
+from service.sample import Images
 from tests.helpers import worker_state
 
 KIND = KINDS["sample"]

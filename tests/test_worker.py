@@ -27,7 +27,8 @@ from service.job import Job, JobError
 from service.kinds import KINDS
 from service.messages import JobReport, Order, Report, Submission
 from service.queue import Queue, new_id
-from service.sample import TRAJECTORY, Images, Resolved, SampleRequest, resolve
+from service.request import Resolved, SampleRequest, resolve
+from service.sample import TRAJECTORY, Images
 from service.settings import Settings
 from service.store import LocalStore
 from service.worker import Hung, Misconfigured, Worker

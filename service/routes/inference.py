@@ -23,10 +23,10 @@ from service.problems import (
     UnknownEncoding,
     wrong,
 )
+from service.request import SampleOptions, size_of
 from service.routes import door_of, new_router
 from service.routes.results import fetched
 from service.routes.whole import REFUSALS, finished_job
-from service.sample import SampleOptions, size_of
 from service.tensors import MOST_JSON_VALUES, Array, InferRequest, InferResponse, inflated, packed, unpacked
 from service.wire import IDEMPOTENCY_KEY, content_type, read_body
 

@@ -22,11 +22,11 @@ from service.kinds import KINDS
 from service.openapi import EVENTS, body_of, problem_responses
 from service.picture import png
 from service.problems import NoSuchModel, NoWorker, Problem, QueueUnavailable, TooManyStreams, parsed, wrong
+from service.request import MOST_SCALE, SampleOptions, Seed, size_of
 from service.routes import door_of, new_router
 from service.routes.events import HEADERS, HEARTBEAT, HEARTBEAT_SECONDS, EventStream, check_room
 from service.routes.results import fetched
 from service.routes.whole import REFUSALS, finished_job, submitted_job, succeeded, watched
-from service.sample import MOST_SCALE, SampleOptions, Seed, size_of
 from service.wire import IDEMPOTENCY_KEY, queue_unavailable, read_json_body
 
 router = new_router(dialect=OPENAI)
