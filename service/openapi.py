@@ -96,7 +96,10 @@ PARAMETERS = {
     "D": ('As listed by /v1/models: a number, or "inf".', "2048"),
     "model_name": ("Its `name` in /v1/models.", "digits-d2048"),
     "version": ("The beginning of the SHA-256 of its checkpoint.", "d62966b0625f"),
-    "last-event-id": ("The `id` of the event that was heard last: what came since is told.", "running.35.0.0"),
+    "last-event-id": (
+        "The `id` of the event that was heard last: what came since is told.",
+        f"{SOME_JOB[:8]}.running.35.0.0",
+    ),
 }
 """What those are that routes declare by name alone, with examples."""
 
@@ -180,6 +183,7 @@ def _tell_of_keys(document: dict[str, Any], is_guarded: bool) -> None:
 
 
 def _show_examples(document: dict[str, Any]) -> None:
+    """Show of every parameter and body what it may be, and say of every answer what it is."""
     from service.examples import bodies  # here, for it needs the routes
 
     shown = {

@@ -27,6 +27,7 @@ from service.routes import caller_of, door_of, new_router
 log = get_logger()
 
 T = TypeVar("T")
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 router = new_router()
 
@@ -52,14 +53,19 @@ IF_NONE_MATCH = {"parameters": [KNOWN_TAG]}
 STORE_RETRY_SECONDS = 5.0
 
 
-@router.get(
-    "/v1/jobs/{job_id}/grid.png",
-    tags=["results"],
-    summary="All images of a job as one picture",
-    response_class=Response,
-    responses={200: PNG, **SAME},
-    openapi_extra=IF_NONE_MATCH,
-)
+def result_route(path: str, summary: str, answer: dict[str, Any]) -> Callable[[Endpoint], Endpoint]:
+    """The decorator of a route by which something is fetched of a job; `answer` describes it for the document."""
+    return router.get(
+        path,
+        tags=["results"],
+        summary=summary,
+        response_class=Response,
+        responses={200: answer, **SAME},
+        openapi_extra=IF_NONE_MATCH,
+    )
+
+
+@result_route("/v1/jobs/{job_id}/grid.png", "All images of a job as one picture", PNG)
 async def grid(job_id: str, request: Request) -> Response:
     """The grid as PNG; its text chunks hold what it takes to make it again."""
     door = door_of(request)
@@ -72,14 +78,7 @@ async def grid_of(door: Door, job: Job) -> Response:
     return await _result(job, "grid", partial(door.store.read, job.id, "grid.png"))
 
 
-@router.get(
-    "/v1/jobs/{job_id}/images/{k}.png",
-    tags=["results"],
-    summary="One image of a job",
-    response_class=Response,
-    responses={200: PNG, **SAME},
-    openapi_extra=IF_NONE_MATCH,
-)
+@result_route("/v1/jobs/{job_id}/images/{k}.png", "One image of a job", PNG)
 async def image(job_id: str, k: str, request: Request) -> Response:
     """Image k, counted from 0, as PNG, enlarged as the job's `scale` says; its text chunks tell its seed and class."""
     door = door_of(request)
@@ -89,14 +88,7 @@ async def image(job_id: str, k: str, request: Request) -> Response:
     return _known(request, job, k) or await _result(job, k, partial(results.image, door.store, job, int(k)))
 
 
-@router.get(
-    "/v1/jobs/{job_id}/images.npz",
-    tags=["results"],
-    summary="All images of a job for numpy",
-    response_class=Response,
-    responses={200: NPZ, **SAME},
-    openapi_extra=IF_NONE_MATCH,
-)
+@result_route("/v1/jobs/{job_id}/images.npz", "All images of a job for numpy", NPZ)
 async def images_npz(job_id: str, request: Request) -> Response:
     """Arrays `images` [n, H, W, C] of bytes, `index` [n] (their places in the job), `seeds` and, if any, `labels`."""
     door = door_of(request)
@@ -105,14 +97,7 @@ async def images_npz(job_id: str, request: Request) -> Response:
     return _known(request, job, "npz") or await _result(job, "npz", content, "application/octet-stream")
 
 
-@router.get(
-    "/v1/jobs/{job_id}/images.zip",
-    tags=["results"],
-    summary="All images of a job as files",
-    response_class=Response,
-    responses={200: ZIP, **SAME},
-    openapi_extra=IF_NONE_MATCH,
-)
+@result_route("/v1/jobs/{job_id}/images.zip", "All images of a job as files", ZIP)
 async def images_zip(job_id: str, request: Request) -> Response:
     """A PNG for every image, named by its place in the job, and the job itself as `job.json`."""
     door = door_of(request)
@@ -121,27 +106,13 @@ async def images_zip(job_id: str, request: Request) -> Response:
     return _known(request, job, "zip") or await _result(job, "zip", content, "application/zip")
 
 
-@router.get(
-    "/v1/jobs/{job_id}/trajectory.gif",
-    tags=["results"],
-    summary="How the images of a job came about, as a film",
-    response_class=Response,
-    responses={200: GIF, **SAME},
-    openapi_extra=IF_NONE_MATCH,
-)
+@result_route("/v1/jobs/{job_id}/trajectory.gif", "How the images of a job came about, as a film", GIF)
 async def trajectory_film(job_id: str, request: Request) -> Response:
     """The grids of the denoised estimates of every step, then of the images; of jobs with `trajectory`."""
     return await _trajectory(request, job_id, "gif")
 
 
-@router.get(
-    "/v1/jobs/{job_id}/trajectory.png",
-    tags=["results"],
-    summary="How the images of a job came about, side by side",
-    response_class=Response,
-    responses={200: PNG, **SAME},
-    openapi_extra=IF_NONE_MATCH,
-)
+@result_route("/v1/jobs/{job_id}/trajectory.png", "How the images of a job came about, side by side", PNG)
 async def trajectory_picture(job_id: str, request: Request) -> Response:
     """A row for every image: the denoised estimates of every step, then itself; of jobs with `trajectory`."""
     return await _trajectory(request, job_id, "png")
