@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.messages import ModelQueue
+from service.messages import Ahead, ModelQueue
 
 
 class ModelGone(Exception):
@@ -61,6 +61,7 @@ class Pace(BaseModel):
 
     evaluations_per_second: float = Field(gt=0, description="Images x network evaluations in its widest calls.")
     evaluation_seconds: float = Field(description="Of a network call for one image.")
+    images: int = Field(1, description="In its widest calls.")
 
 
 class WorkerState(BaseModel):
@@ -170,6 +171,25 @@ class Catalogue:
             for pace in self.paces(model)
         )
         return max(times, default=None)
+
+    def seconds_until(self, model: str, evaluations: float, ahead: Ahead) -> float | None:
+        """What there is until the end of a job each of whose images has so many evaluations left; None if not known.
+
+        That is what comes before its end, or its own network calls if they take longer: first in turn as it may be,
+        what else there is of the model fills them up, and full ones are slow.
+        """
+        paces, before = self.paces(model), self.seconds_for(ahead.before)
+        if not paces or before is None:
+            return None
+        there = ahead.there.get(model, 0) / len(paces)
+        calls = (
+            max(
+                evaluations * pace.evaluation_seconds,
+                min(there, evaluations * pace.images) / pace.evaluations_per_second,
+            )
+            for pace in paces
+        )
+        return max(before, *calls)
 
     def seconds_for(self, evaluations: Mapping[str, int]) -> float | None:
         """What all workers together take for evaluations by model; None if that is not known of one of them."""

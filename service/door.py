@@ -280,14 +280,16 @@ class Door:
         ahead = await self.queue.ahead(job.evaluations, job.priority, job.owner, list(catalogue.models))
         wait_seconds = catalogue.seconds_for(ahead.before)
         run_seconds = catalogue.seconds_to_run(request.model, job.count, job.evaluations)
-        is_known = wait_seconds is not None and run_seconds is not None
+        seconds = catalogue.seconds_until(
+            request.model, job.evaluations, ahead.with_own(request.model, job.count * job.evaluations)
+        )
         refusal = await self._refusal(job, ahead)
         return Estimate(
             images=job.count,
             evaluations=job.count * job.evaluations,
             wait_seconds=None if wait_seconds is None else round(wait_seconds, 3),
             run_seconds=None if run_seconds is None else round(run_seconds, 3),
-            eta_seconds=self.forecast.eta((wait_seconds or 0) + (run_seconds or 0)) if is_known else None,
+            eta_seconds=None if seconds is None else self.forecast.eta(seconds),
             refusal=refusal.document("/v1/samples") if refusal else None,
         )
 
@@ -297,14 +299,12 @@ class Door:
             return None
         catalogue, model, progress = await self.catalogue(), job.request["model"], job.progress()
         try:
-            left = catalogue.seconds_for(await self.queue.left(job.id, list(catalogue.models)))
+            ahead = await self.queue.left(job.id, list(catalogue.models))
         except RedisError:  # the job is there all the same
             return None
         each = (progress.evaluations_total - progress.evaluations_done) / job.count
-        alone = catalogue.seconds_to_run(model, 1, each)
-        if left is None or alone is None:
-            return None
-        return self.forecast.promise(job.id, job.status, model, max(left, alone))
+        seconds = catalogue.seconds_until(model, each, ahead)
+        return None if seconds is None else self.forecast.promise(job.id, job.status, model, seconds)
 
     async def _refusal(self, job: Submission, ahead: Ahead) -> Problem | None:
         """As what a job would be refused now, but for the pace of its caller; None if it would not."""

@@ -460,6 +460,7 @@ def _pace(shapes: Shapes, slower: float = 1.0) -> Pace:
     return Pace(
         evaluations_per_second=shapes.width / (slower * shapes.seconds_of(shapes.width)),
         evaluation_seconds=slower * shapes.seconds_of(1),
+        images=shapes.width,
     )
 
 

@@ -265,6 +265,7 @@ class Inflight:
         self.paces[model] = Pace(
             evaluations_per_second=_lately(known.evaluations_per_second, measured.evaluations_per_second),
             evaluation_seconds=_lately(known.evaluation_seconds, measured.evaluation_seconds),
+            images=measured.images,
         )
         self.images_per_second = _lately(self.images_per_second, measured.evaluations_per_second)
 

@@ -161,7 +161,7 @@ class LimitReached(Exception):
 
 
 class Ahead(NamedTuple):
-    """What a job would come upon if it was submitted now; evaluations are those of the network, not done yet."""
+    """What a job comes upon, or would if it was submitted now; evaluations are those of the network, not done yet."""
 
     accepted: int
     """Evaluations of all callers."""
@@ -170,7 +170,14 @@ class Ahead(NamedTuple):
     jobs: int
     """The caller's jobs that have not ended."""
     before: Mapping[str, int]
-    """Evaluations that would come before its own, by model."""
+    """Evaluations that come before its own, by model; of a job that is there before its end, its own among them."""
+    there: Mapping[str, int]
+    """All evaluations, by model."""
+
+    def with_own(self, model: str, evaluations: int) -> "Ahead":
+        """The same for a job that is there, once its own have come."""
+        before, there = ({**known, model: known.get(model, 0) + evaluations} for known in (self.before, self.there))
+        return self._replace(before=before, there=there)
 
 
 @dataclass(frozen=True)

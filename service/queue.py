@@ -168,15 +168,11 @@ class Queue:
     async def ahead(self, evaluations: int, priority: int, owner: str, models: Sequence[str]) -> Ahead:
         """What a caller's job, of so many evaluations for each image, would come upon."""
         patience_us = int(self.settings.patience_seconds * 1e6)
-        accepted, owned, jobs, *before = await self._run(
-            "ahead", "", evaluations, patience_us, priority, owner, *models
-        )
-        return Ahead(accepted, owned, jobs, dict(_rows(before, 2)))
+        return _ahead(await self._run("ahead", "", evaluations, patience_us, priority, owner, *models))
 
-    async def left(self, job_id: str, models: Sequence[str]) -> dict[str, int]:
-        """Evaluations that come before the end of a job, its own among them, by model."""
-        _, _, _, *before = await self._run("ahead", job_id, 0, 0, 0, "", *models)
-        return dict(_rows(before, 2))
+    async def left(self, job_id: str, models: Sequence[str]) -> Ahead:
+        """What lies before the end of a job, and what else there is; of its owner nothing."""
+        return _ahead(await self._run("ahead", job_id, 0, 0, 0, "", *models))
 
     async def read(self, job_id: str) -> Job | None:
         """The job, or None when there is none, or no longer."""
@@ -386,6 +382,18 @@ def _parts(text: str) -> tuple[Part, ...]:
     """`job:start:length;...` as parts."""
     fields = (part.split(":") for part in text.split(";"))
     return tuple(Part(job_id, int(start), int(length)) for job_id, start, length in fields)
+
+
+def _ahead(answer: Sequence[Any]) -> Ahead:
+    accepted, owned, jobs, *rest = answer
+    rows = _rows(rest, 3)
+    return Ahead(
+        accepted,
+        owned,
+        jobs,
+        before={model: before for model, before, _ in rows},
+        there={model: there for model, _, there in rows},
+    )
 
 
 def _rows(flat: Sequence[Any], width: int) -> list[tuple[Any, ...]]:

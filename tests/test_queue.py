@@ -590,7 +590,10 @@ async def test_what_comes_before_a_job_is_what_is_due_earlier_under_way_or_not(q
     assert sum((await queue.ahead(5, 0, "", MODELS)).before.values()) == 0
     assert sum((await queue.ahead(500, 9, "", MODELS)).before.values()) == 0
     await queue.renew({batch.id: {long: 80}})
-    assert sum((await queue.ahead(35, 0, "", MODELS)).before.values()) == 10 * 35 - 80
+    ahead = await queue.ahead(35, 0, "", MODELS)
+    assert sum(ahead.before.values()) == 10 * 35 - 80
+    assert sum(ahead.there.values()) == 10 * 35 - 80 + 4 * 100
+    assert sum((await queue.left(long, MODELS)).before.values()) == 10 * 35 - 80
 
 
 async def test_a_server_that_would_lose_jobs_is_not_fit(queue: Queue) -> None:
