@@ -210,8 +210,8 @@ class Worker:
         metrics.batches.labels(batch.model, "full" if is_full else "idle").inc()
 
     def _appetite(self) -> Appetite | None:
-        """What to claim now; None for nothing before something has left these hands."""
-        if self._needs_empty_hands and self.in_hand:
+        """What to claim now; None for nothing: before something has left these hands, or while nothing is on offer."""
+        if (self._needs_empty_hands and self.in_hand) or not self.engine.models:
             return None
         self._needs_empty_hands = False
         return self.inflight.appetite(self.engine.models, self._claims)
@@ -340,12 +340,12 @@ class Worker:
     async def _show_life(self) -> None:
         """Announce the worker with every heartbeat, until it is to stop."""
         while not self._stopping.is_set():
+            self._news.clear()
             try:
                 await self.queue.announce(self._state())
                 self._show_metrics()
             except RedisError as error:
                 log.warning("heartbeat not sent", reason=str(error))
-            self._news.clear()
             with suppress(TimeoutError):
                 news = asyncio.wait_for(self._news.wait(), self.settings.heartbeat_seconds)
                 await self._unless_stopping(news)

@@ -314,6 +314,18 @@ async def test_what_a_process_that_died_was_to_tell_is_told_by_another(
             await call_of(client, job_id, outcome="delivered")
 
 
+async def test_what_only_a_newer_version_understands_is_left_to_it(
+    client: httpx.AsyncClient, queue: Queue, receiver: Receiver
+) -> None:
+    newer, own = await submitted(client, receiver.url()), await submitted(client, receiver.url())
+    webhook = json.dumps({"url": receiver.url(), "events": ["succeeded"], "secret_of": "version 9"})
+    await queue.redis.hset(f"{queue.prefix}job:{newer}", "webhook", webhook)
+    await succeed(queue, newer, own)
+    await call_of(client, own, outcome="delivered")
+    assert list(await notices(queue)) == [f"{newer}:succeeded"]
+    assert len(receiver.received) == 1
+
+
 async def test_two_processes_tell_everything_once(signing: Settings, queue: Queue, receiver: Receiver) -> None:
     await queue.announce(worker_state())
     async with serving(signing) as client, serving(signing):

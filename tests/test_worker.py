@@ -510,6 +510,19 @@ async def test_new_files_are_offered_and_replaced_ones_are_used_by_new_jobs(
     assert first.view().model.checkpoint_sha256 != replaced.checkpoint_sha256
 
 
+async def test_a_worker_outlives_a_store_without_models(settings: Settings, queue: Queue) -> None:
+    store = settings.model_store
+    assert store
+    async with working(settings.model_copy(update={"store_seconds": 0.05})) as worker:
+        for file in store.iterdir():
+            file.unlink()
+        await eventually(lambda: gone(queue, 128))
+        assert worker._appetite() is None
+        await queue.wait_for_work(worker.engine.models, 0.01)
+        exact_checkpoint(store, 7.0)
+        await eventually(lambda: offered_now(queue, 7))
+
+
 async def gone(queue: Queue, D: float) -> bool:
     return (await queue.catalogue()).find("points", D) is None
 
