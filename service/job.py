@@ -243,9 +243,14 @@ class Job:
         return self.request["seeds"]  # type: ignore[no-any-return]
 
     @property
+    def parts_done(self) -> dict[int, list[int]]:
+        """The classes of the images that were finished, none without classes, by the place of a part's first image."""
+        return {int(name[7:]): json.loads(text) for name, text in self.fields.items() if name.startswith("labels:")}
+
+    @property
     def labels(self) -> list[int] | None:
         """The class of every image, once all are known."""
-        parts = {int(name[7:]): json.loads(text) for name, text in self.fields.items() if name.startswith("labels:")}
+        parts = self.parts_done
         labels = [label for start in sorted(parts) for label in parts[start]]
         return labels if len(labels) == self.count else None
 

@@ -52,14 +52,17 @@ class Piece(NamedTuple):
 
 
 def pieces(store: ResultStore, job: Job) -> list[Piece]:
-    """The images of a job, all or of a canceled one those that were finished; some, or OSError is raised."""
+    """The images of a job, all or of a canceled one those that were finished; some, or OSError is raised.
+
+    What lost workers have put aside may overlap, and some may come after the end: neither is counted among the done.
+    """
     if job.status == "succeeded":
         return [Piece(0, store.array(job.id, "images.npy"), job.labels or [])]
-    kept = KINDS[job.kind].kept(store, job.id)
-    if not kept:
+    kept, done = KINDS[job.kind].kept(store, job.id), job.parts_done
+    found = [Piece(part.start, output.images, output.labels) for part, output in kept.items() if part.start in done]
+    if not found:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    in_order = sorted(kept.items(), key=lambda each: each[0].start)
-    return [Piece(part.start, output.images, output.labels) for part, output in in_order]
+    return sorted(found, key=lambda piece: piece.start)
 
 
 def text_of(job: Job, picture: Picture) -> dict[str, str]:
@@ -120,8 +123,8 @@ def npz(store: ResultStore, job: Job) -> bytes:
     index = np.concatenate([np.arange(piece.start, piece.start + len(piece.images)) for piece in found])
     images = np.concatenate([piece.images for piece in found])
     arrays: dict[str, Any] = {"images": images, "index": index, "seeds": np.array(job.seeds)[index]}
-    if job.labels:
-        arrays["labels"] = np.array(job.labels)[index]
+    if labels := [label for piece in found for label in piece.labels]:
+        arrays["labels"] = np.array(labels)
     content = io.BytesIO()
     np.savez(content, **arrays)
     return content.getvalue()

@@ -112,11 +112,12 @@ def test_parts_put_aside_come_back_as_they_were(store: ResultStore, classes: lis
 async def test_what_a_canceled_job_had_finished_can_be_fetched(
     client: httpx.AsyncClient, queue: Queue, store: ResultStore
 ) -> None:
-    """Images 0 to 7 of 10 were delivered before."""
+    """Images 0 to 7 of 10 were delivered before; a lost worker had put 4 to 9 aside, which do not count."""
     job = (await client.post("/v1/samples", json=GOOD | {"count": 10, "seed": 5})).json()
     batch = await next_batch(queue)
     assert batch is not None
     KINDS["sample"].keep(store, batch.parts[0], Images(pixels(), [0] * 8))
+    KINDS["sample"].keep(store, Part(job["id"], 4, 6), Images(pixels(6), [1] * 6))
     await ended(queue, batch)
     canceled = (await client.post(job["links"]["cancel"])).json()
     assert canceled["links"].keys() == {"self", "events", "cancel", "images", "npz", "zip"}
@@ -130,6 +131,7 @@ async def test_what_a_canceled_job_had_finished_can_be_fetched(
         assert np.array_equal(arrays["images"], pixels())
         assert arrays["index"].tolist() == list(range(8))
         assert arrays["seeds"].tolist() == list(range(5, 13))
+        assert arrays["labels"].tolist() == [0] * 8
     with zipfile.ZipFile(BytesIO((await client.get(f"{here}/images.zip")).content)) as files:
         assert files.namelist() == ["job.json", *(f"{k}.png" for k in range(8))]
         assert json.loads(files.read("job.json"))["status"] == "canceled"
