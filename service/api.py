@@ -3,9 +3,8 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -14,6 +13,7 @@ from service.access import Keys
 from service.dialects import InferenceError, OpenAIError
 from service.door import Door
 from service.job import Message
+from service.logs import get_logger
 from service.openapi import TAGS, complete
 from service.problems import ProblemDocument
 from service.redis_client import cancel as cancel_tasks
@@ -40,6 +40,10 @@ ROUTERS = (
     health.router,
 )
 
+DEFECT_PAUSE_SECONDS = 5.0
+
+log = get_logger()
+
 webhooks = new_router(is_open=True)
 
 
@@ -51,12 +55,23 @@ def on_event(message: Message) -> None:
     """
 
 
-def _telling(door: Door) -> Iterator[Coroutine[Any, Any, None]]:
-    """The act of calling webhooks, if there is a secret to sign with."""
+def _acts(door: Door) -> Iterator[Callable[[], Awaitable[None]]]:
+    """What is done beside answering: giving back what lost workers had, and with a secret calling webhooks."""
+    yield door.reap
     if secret := door.settings.webhook_secret:
         from service.webhooks import Webhooks  # here, for the client that it brings takes 40 ms
 
-        yield Webhooks(door.queue, door.settings, secret).run()
+        yield lambda: Webhooks(door.queue, door.settings, secret).run()
+
+
+async def _keep_up(act: Callable[[], Awaitable[None]]) -> None:
+    """Do something until cancelled; a defect in it is logged, and it begins anew."""
+    while True:
+        try:
+            await act()
+        except Exception:
+            log.exception("defect")
+        await asyncio.sleep(DEFECT_PAUSE_SECONDS)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -67,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         door = app.state.door = Door(settings, store)
-        tasks = [asyncio.create_task(act) for act in (door.reap(), *_telling(door))]
+        tasks = [asyncio.create_task(_keep_up(act)) for act in _acts(door)]
         yield
         await cancel_tasks(tasks, again_seconds=1)
         await door.queue.close()

@@ -140,16 +140,15 @@ class Delivery:
         await asyncio.gather(*(self._give_up(each.share, each.error) for each in stored if each.error))
 
     async def _deliver_batch(self, stored: Sequence[Stored]) -> None:
-        """Report shares of one batch; a job of which others held parts is put together first."""
+        """Report shares of one batch; a job of which others held parts is put together first, or keeps its error."""
         batch = stored[0].share.batch
         completion = await self._complete(batch, stored)
         while completion.to_write:
             rest = [each for each in stored if each.share.job_id in completion.to_write]
             await self.in_thread(self._write_kept, rest)
-            for each in rest:
-                if each.error:
-                    await self._give_up(each.share, each.error)
             stored = [each for each in stored if not each.error]
+            if not stored:
+                return
             completion = await self._complete(batch, stored)
         for each in stored:
             self._forget(each.share)

@@ -100,13 +100,13 @@ class Door:
         try:
             submission = self._submission(await self._resolved(body), caller, body, idempotency_key)
             job = await self.events.follow(submission.id, self._accept(submission), patience)
-            return await self._found(submission.id, job, caller)
         except Problem as problem:
             metrics.jobs_rejected.labels(problem.code).inc()
             raise
         except RedisError:
             metrics.jobs_rejected.labels(QueueUnavailable.code).inc()
             raise
+        return await self._found(submission.id, job, caller)
 
     async def _resolved(self, body: bytes) -> Resolved:
         """The request in a body, with everything decided. Raises Draining, InvalidRequest, UnknownModel or NoWorker."""
@@ -138,7 +138,6 @@ class Door:
         )
 
     async def _accept(self, submission: Submission) -> Job:
-        job = None
         try:
             job = await self.queue.submit(submission)
         except KeyReused as error:
@@ -146,8 +145,11 @@ class Door:
             raise KeyConflict(detail) from error
         except LimitReached as reached:
             raise await self._over_limit(submission, reached) from reached
-        except OutOfMemoryError:
-            pass  # full in another sense
+        except OutOfMemoryError as error:
+            detail = (
+                "Redis holds as much as it may (its maxmemory); there is room again when jobs are done and forgotten"
+            )
+            raise QueueFull(detail, retry_after_seconds=UNKNOWN_RATE_RETRY_SECONDS) from error
         if job is None:
             raise await self._queue_full(submission.count * submission.evaluations)
         if job.id == submission.id:
@@ -297,8 +299,9 @@ class Door:
         """When a job that has not ended should have; None for others, and while nothing is known."""
         if job.is_finished:
             return None
-        catalogue, model, progress = await self.catalogue(), job.request["model"], job.progress()
+        model, progress = job.request["model"], job.progress()
         try:
+            catalogue = await self.catalogue()
             ahead = await self.queue.left(job.id, list(catalogue.models))
         except RedisError:  # the job is there all the same
             return None

@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from typing import Literal
 
+from redis.exceptions import RedisError
+
 from service.job import Job
 from service.queue import Queue
 
@@ -141,5 +143,6 @@ class Events:
             if job and job.id != job_id:  # one that was submitted before, by the same idempotency key
                 return await self.follow(job.id, self.queue.read(job.id), patience)
             while job and before and not patience.is_answered(before, job) and await patience.wait():
-                job = await self.queue.read(job_id)
+                with suppress(RedisError):  # the job is there all the same, and it may answer the next time
+                    job = await self.queue.read(job_id)
             return job

@@ -157,7 +157,7 @@ def resolve(
     countable = request.model_copy(update={"count": 1, "seeds": None, "labels": None})
     counted = countable if "count" in checks.found else request
     seeds, labels = _seeds(counted, checks), _labels(counted, model.classes, checks)
-    columns = request.columns or math.ceil(math.sqrt(request.count))
+    columns = request.columns or math.isqrt(request.count - 1) + 1
     if "count" not in checks.found:
         _check_size(request, columns, steps, size_of(request, model), max_pixels, checks)
     checks.raise_any()

@@ -23,4 +23,7 @@ class Server(uvicorn.Server):
         if is_to_stop and self._closes_at is None:
             self._closes_at = time.monotonic() + self._drain_seconds
             self._app.state.door.drain()
-        return is_to_stop and (self.force_exit or time.monotonic() >= (self._closes_at or 0))
+        closes = is_to_stop and (self.force_exit or time.monotonic() >= (self._closes_at or 0))
+        if closes:  # for those who have begun to wait in the meantime
+            self._app.state.door.events.end_all()
+        return closes

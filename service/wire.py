@@ -227,6 +227,13 @@ def _allowed(request: Request) -> set[str]:
     return {method for route in routes for method in route.methods}
 
 
+def check_readable(keys: Keys) -> None:
+    """Raise NotReady while the file of keys cannot be read."""
+    if not keys.is_readable:
+        detail = "the file of keys cannot be read, so nobody is let in"
+        raise NotReady(detail, retry_after_seconds=KEYS_RETRY_SECONDS)
+
+
 class Guard:
     """Lets in who has a key, tells browsers to be careful with the answers, and answers for what went wrong inside.
 
@@ -283,10 +290,7 @@ class Guard:
             self._check_site(scope)
         if self.keys is None or scope["path"] in self.OPEN or scope["path"].startswith(self.OPEN_BELOW):
             return Anyone()
-        if not self.keys.is_readable:
-            raise NotReady(
-                "the file of keys cannot be read, so nobody is let in", retry_after_seconds=KEYS_RETRY_SECONDS
-            )
+        check_readable(self.keys)
         scheme, _, key = Request(scope).headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("a key is needed: send the header `Authorization: Bearer <key>`, with one that is valid")

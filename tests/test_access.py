@@ -172,7 +172,9 @@ async def test_an_administrator_lists_the_jobs_of_others(guarded: dict[str, http
 async def test_it_is_not_ready_when_nobody_is_known(guarded: dict[str, httpx.AsyncClient], keys: Keys) -> None:
     assert (await guarded["nobody"].get("/readyz")).status_code == 200
     keys.path.write_text("nothing")
-    assert "keys" in problem(await guarded["nobody"].get("/readyz"), 503, "not-ready").detail
+    response = await guarded["nobody"].get("/readyz")
+    assert ("keys" in problem(response, 503, "not-ready").detail, response.headers["retry-after"]) == (True, "30")
+    assert (await guarded["nobody"].get("/v2/health/ready")).status_code == 503
 
 
 async def test_an_answer_tells_browsers_to_be_careful(guarded: dict[str, httpx.AsyncClient]) -> None:

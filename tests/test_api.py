@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service import api
 from service.api import create_app
 from service.catalogue import Pace
 from service.events import Events
@@ -16,6 +17,7 @@ from service.job import JobError
 from service.messages import Order
 from service.problems import ProblemDocument
 from service.queue import Queue, new_id
+from service.redis_client import cancel
 from service.settings import Settings
 from service.store import LocalStore
 from tests.helpers import eventually, facts, next_batch, worker_state
@@ -87,6 +89,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"count": 0}, "count"),
     ({"count": 257}, "count"),
     ({"count": 10**20}, "count"),
+    ({"count": 10**400}, "count"),
     ({"count": True}, "count"),
     ({"count": 2.5}, "count"),
     ({"priority": 10}, "priority"),
@@ -220,6 +223,30 @@ async def test_a_full_queue_says_when_to_come_back(settings: Settings, queue: Qu
         response = await client.post("/v1/samples", json=GOOD | {"count": 20})
         assert "1,000" in problem(response, 503, "queue-full").detail
         assert int(response.headers["retry-after"]) == (28 + 20) * 35 // 10 - 100
+
+
+async def test_a_full_redis_is_named_as_what_is_full(client: httpx.AsyncClient, queue: Queue, offered: None) -> None:
+    await queue.redis.config_set("maxmemory", 1)
+    try:
+        response = await client.post("/v1/samples", json=GOOD)
+    finally:
+        await queue.redis.config_set("maxmemory", "512mb")
+    assert "maxmemory" in problem(response, 503, "queue-full").detail
+
+
+async def test_what_is_done_beside_answering_begins_anew_after_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "DEFECT_PAUSE_SECONDS", 0)
+    ways, is_done = [ValueError("a defect"), None], asyncio.Event()
+
+    async def act() -> None:
+        if error := ways.pop(0):
+            raise error
+        is_done.set()
+        await asyncio.Event().wait()
+
+    keeping = asyncio.create_task(api._keep_up(act))
+    await asyncio.wait_for(is_done.wait(), 10)
+    await cancel([keeping])
 
 
 async def test_without_redis_everything_says_so(settings: Settings) -> None:

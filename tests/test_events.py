@@ -78,6 +78,31 @@ async def test_a_waiter_outlives_the_loss_of_the_connection(queue: Queue) -> Non
     assert await asyncio.wait_for(end, 10) == "succeeded"
 
 
+async def test_a_waiter_outlives_a_job_that_cannot_be_read(queue: Queue) -> None:
+    """It is told with the next change, for what it waits for goes on."""
+    events, job_id = Events(queue), await submit(queue, 1)
+    end = await awaited(events, job_id, Patience(60, wish="end"))
+    batch, key, away = await claim(queue), f"{queue.prefix}job:{job_id}", f"{queue.prefix}away"
+    await queue.redis.rename(key, away)
+    await queue.redis.set(key, "no job")
+    before = await refusals(queue)
+
+    async def has_failed() -> bool:
+        return await refusals(queue) > before
+
+    await queue.redis.publish(f"{queue.prefix}events", f"{job_id} succeeded")
+    await eventually(has_failed)
+    await queue.redis.rename(away, key)
+    assert not end.done()
+    await ended(queue, batch, job_id)
+    assert await asyncio.wait_for(end, 10) == "succeeded"
+
+
+async def refusals(queue: Queue) -> int:
+    """How often the server has answered with an error."""
+    return int((await queue.redis.info("stats"))["total_error_replies"])
+
+
 @pytest.fixture
 async def pool(redis_url: str) -> AsyncIterator[ConnectionPool]:
     pool = ConnectionPool.from_url(redis_url, protocol=3, decode_responses=True)

@@ -1,5 +1,6 @@
 """What a stream of events says of a job, and when it is predicted to end."""
 
+import asyncio
 import base64
 import json
 import random
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from fastapi import Request
 from PIL import Image
 
@@ -23,9 +25,10 @@ from service.job import Eta, Job, Shown
 from service.picture import array_bytes
 from service.queue import Queue
 from service.routes import events
+from service.server import Server
 from service.settings import Settings
 from service.stream import Kind, Known, Seen, news
-from tests.helpers import metric
+from tests.helpers import eventually, metric
 from tests.test_queue import claim, ended, job_of, lose, submit
 
 pytestmark = pytest.mark.anyio
@@ -132,6 +135,27 @@ async def test_streams_end_when_the_server_is_about_to(client: httpx.AsyncClient
     assert door.events.waiters == door.events.watchers == 0
     again = await client.get(job["links"]["events"])  # what there is to say, at once, and no more
     assert again.text == "".join(said)
+
+
+async def test_a_server_that_closes_answers_those_who_began_to_wait_since_it_drains(
+    client: httpx.AsyncClient, queue: Queue, offered: None
+) -> None:
+    job = (await client.post("/v1/samples", json=GOOD)).json()
+    app = request_of(client).app
+    events, server = app.state.door.events, Server(uvicorn.Config(app), app, drain_seconds=0.2)
+    server.should_exit = True
+    assert not await server.on_tick(1)
+
+    async def has_closed() -> bool:
+        return await server.on_tick(1)
+
+    async def is_waited_for() -> bool:
+        return bool(events.waiters)
+
+    waiting = asyncio.create_task(client.get(job["links"]["self"], params={"wait": 60}))
+    await eventually(is_waited_for)
+    await eventually(has_closed)
+    assert (await asyncio.wait_for(waiting, 10)).json()["status"] == "queued"
 
 
 async def test_streams_end_with_the_key_that_they_were_asked_for_with(

@@ -4,10 +4,12 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 
 from service.access import Caller, Keys
+from service.catalogue import Catalogue
 from service.dialects import PROBLEMS, Dialect
 from service.door import Door
 from service.openapi import problem_responses
 from service.problems import Forbidden, Unauthorized
+from service.wire import check_readable
 
 
 def _operation(route: APIRoute) -> str:
@@ -31,6 +33,14 @@ def caller_of(request: Request) -> Caller:
     """Who asks."""
     caller: Caller = request.state.caller
     return caller
+
+
+async def check_ready(request: Request) -> Catalogue:
+    """What is on offer, if a request would be served now. Raises Draining or NotReady."""
+    keys: Keys | None = request.app.state.keys
+    if keys:
+        check_readable(keys)
+    return await door_of(request).check_ready()
 
 
 def is_known(request: Request) -> bool:

@@ -5,10 +5,9 @@ from typing import Any
 from fastapi import Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.access import Keys
 from service.openapi import problem_responses
 from service.problems import Draining, Forbidden, NotReady
-from service.routes import admit_admin, door_of, new_router
+from service.routes import admit_admin, check_ready, door_of, new_router
 
 open_router = new_router(is_open=True)
 router = new_router()
@@ -27,11 +26,8 @@ async def livez() -> dict[str, str]:
     responses=problem_responses(NotReady, Draining),
 )
 async def readyz(request: Request) -> dict[str, Any]:
-    """Redis answers, a live worker holds a model, and whoever has a key is known."""
-    keys: Keys | None = request.app.state.keys
-    if keys and not keys.is_readable:
-        raise NotReady("the file of keys cannot be read, so nobody is let in")
-    catalogue = await door_of(request).check_ready()
+    """Redis answers, a live worker has a model to serve, and whoever has a key is known."""
+    catalogue = await check_ready(request)
     return {"status": "ready", "models": len(catalogue.models), "workers": len(catalogue.workers)}
 
 

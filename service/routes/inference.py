@@ -24,7 +24,7 @@ from service.problems import (
     wrong,
 )
 from service.request import SampleOptions, size_of
-from service.routes import door_of, new_router
+from service.routes import check_ready, door_of, new_router
 from service.routes.results import fetched
 from service.routes.whole import REFUSALS, finished_job
 from service.tensors import MOST_JSON_VALUES, Array, InferRequest, InferResponse, inflated, packed, unpacked
@@ -110,7 +110,7 @@ async def v2_live() -> Live:
 )
 async def v2_ready(request: Request) -> Ready:
     """Whether inference would be served, as `/readyz` has it."""
-    await door_of(request).check_ready()
+    await check_ready(request)
     return Ready()
 
 
