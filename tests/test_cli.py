@@ -179,6 +179,8 @@ def test_an_interruption_leaves_the_job_alone_and_says_so(
     else:
         shell("sample", *POINTS, "--count", 64, "-o", grid)
         given = [str(rewritten(grid, {"steps": "1000"}))]
+    # What a shell has begun with `&` ignores it, and so would what is begun here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with bad_network(live.url) as network:
         process = subprocess.Popen(
             [PFGMPP, command, *given, *options, "--server", network.url],
