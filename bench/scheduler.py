@@ -13,11 +13,10 @@ from service.catalogue import Catalogue, WorkerState
 from service.engine import Engine
 from service.inflight import Inflight, Share
 from service.job import Part
-from service.kinds import KINDS
 from service.messages import Batch
 from service.policy import Flight, ShortestFirst
 from service.request import SampleRequest, resolve
-from service.sample import Walk
+from service.sample import Walk, lane
 
 JOBS = 64
 
@@ -64,7 +63,7 @@ def _cost(engine: TimedEngine, network: Network) -> float:
             done.set()
 
     inflight = Inflight(engine, ShortestFirst(60.0), on_sampled, _fail, lambda: None, lambda *_: None)
-    inflight.enter(inflight.shares_of(_batch(engine, network), KINDS["sample"]))
+    inflight.enter(inflight.shares_of(_batch(engine, network)))
     engine.seconds, started = 0.0, time.perf_counter()
     thread = threading.Thread(target=inflight.run)
     thread.start()
@@ -78,12 +77,12 @@ def _cost(engine: TimedEngine, network: Network) -> float:
 def _batch(engine: Engine, network: Network) -> Batch:
     """Jobs of one image each, as a worker claims them."""
     (facts,) = engine.facts
-    kind = KINDS["sample"]
     (offered,) = Catalogue([WorkerState(name="bench", state="busy", device="cpu", models=(facts,))]).models.values()
     request = SampleRequest(dataset=network.name, D=2048, steps=network.steps)
-    requests = {str(k): resolve(request, offered, "exact", 1, 10**6).model_dump_json() for k in range(JOBS)}
+    resolved = [resolve(request, offered, "exact", 1, 10**6) for _ in range(JOBS)]
+    requests = {str(k): each.model_dump_json() for k, each in enumerate(resolved)}
     parts = tuple(Part(each, 0, 1) for each in requests)
-    return Batch("bench", kind.lane(kind.parse(requests["0"])), parts, requests, dict.fromkeys(requests, 0.0))
+    return Batch("bench", lane(resolved[0]), parts, requests, dict.fromkeys(requests, 0.0))
 
 
 def _fail(shares: list[Share], error: Exception) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
-from service import metrics
+from service import metrics, sample
 from service.catalogue import ModelGone
 from service.inflight import Previews, Share
 from service.job import Job, JobError, Shown
@@ -78,7 +78,7 @@ class Delivery:
         """In the storing thread: write what is to be seen of a share, which the queue is told with its progress."""
         try:
             for part, own in estimates.items():
-                share.kind.show(self.store, part, own)
+                sample.show(self.store, part, own)
                 share.shown[part.start] = Shown(evaluation, own[0].sigma)
         except Exception as error:  # noqa: BLE001
             log.warning("preview not stored", job=share.job_id, reason=str(error))
@@ -102,16 +102,15 @@ class Delivery:
         self._loop.call_soon_threadsafe(self._spawn, stored)
 
     def _stored(self, share: Share) -> Stored:
-        kind = share.kind
         try:
-            outputs = {part: kind.output(share.walks(part)) for part in share.parts}
+            outputs = {part: sample.output(share.walks(part)) for part in share.parts}
             is_whole = share.images == share.request.count
             if is_whole:
-                kind.write(self.store, share.job_id, share.request, outputs, share.checkpoint)
+                sample.write(self.store, share.job_id, share.request, outputs, share.checkpoint)
             else:
                 for part, output in outputs.items():
-                    kind.keep(self.store, part, output)
-            labels = {part.start: json.dumps(kind.labels(output)) for part, output in outputs.items()}
+                    sample.keep(self.store, part, output)
+            labels = {part.start: json.dumps(output.labels) for part, output in outputs.items()}
             return Stored(share, labels, is_whole)
         except FloatingPointError as error:
             return Stored(share, error=sampling_failed(error))
@@ -168,8 +167,8 @@ class Delivery:
         for each in stored:
             share = each.share
             try:
-                parts = share.kind.kept(self.store, share.job_id)
-                share.kind.write(self.store, share.job_id, share.request, parts, share.checkpoint)
+                parts = sample.kept(self.store, share.job_id)
+                sample.write(self.store, share.job_id, share.request, parts, share.checkpoint)
                 each.is_written = True
             except Exception as error:
                 log.exception("result not stored", model=share.batch.model, job=share.job_id)

@@ -10,14 +10,13 @@ from ipaddress import ip_address
 
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from service import metrics, results, tracing
+from service import metrics, results, sample, tracing
 from service.access import Caller
 from service.addresses import is_callable
 from service.catalogue import Catalogue, OfferedModel
 from service.events import Events, Patience
 from service.forecast import Forecast
 from service.job import Estimate, Eta, Job, Webhook
-from service.kinds import KINDS
 from service.logs import get_logger
 from service.messages import Ahead, Census, KeyReused, LimitReached, Limits, Order, Submission, UnfitServer
 from service.problems import (
@@ -118,13 +117,13 @@ class Door:
         return resolve(request, model, settings.precision, settings.max_count, settings.max_pixels)
 
     def _submission(self, request: Resolved, caller: Caller, body: bytes, idempotency_key: str) -> Submission:
-        kind, rate = KINDS["sample"], self._catalogue.evaluations_per_second
+        rate = self._catalogue.evaluations_per_second
         return Submission(
             id=new_id(),
-            kind=kind.name,
-            lane=kind.lane(request),
+            kind=sample.KIND,
+            lane=sample.lane(request),
             count=request.count,
-            evaluations=kind.evaluations(request),
+            evaluations=request.evaluations,
             request=request.model_dump_json(),
             owner=caller.owner,
             limits=Limits(caller.submissions_per_minute or 0, caller.queued_evaluations or 0, caller.open_jobs or 0),

@@ -8,7 +8,6 @@ from pydantic import BaseModel
 from models.sampling import SOLVER_FACTS
 from service.catalogue import OfferedModel, ServiceStatus, WorkerView
 from service.job import Estimate, Eta, Job, JobList, Message, moment
-from service.kinds import KINDS
 from service.messages import ModelQueue
 from service.problems import SOME_JOB
 from service.request import SampleRequest, resolve
@@ -59,7 +58,7 @@ def job(**fields: str) -> Job:
         "status": "queued",
         "request": request.model_dump_json(),
         "count": f"{request.count}",
-        "evaluations": f"{KINDS['sample'].evaluations(request)}",
+        "evaluations": f"{request.evaluations}",
         "done": "0",
         "attempts": "0",
         "submitted_ms": f"{AT}",

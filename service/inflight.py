@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from service import metrics
+from service import metrics, sample
 from service.catalogue import Pace
 from service.engine import Engine
 from service.job import Part, Shown
-from service.kinds import Kind, Request
 from service.messages import Batch
 from service.policy import Appetite, Flight, Hands, Policy
+from service.request import Resolved
 from service.sample import Preview, Walk
 from service.tracing import Calls, NetworkCall, calls_of
 
@@ -23,8 +23,7 @@ class Share:
 
     batch: Batch
     job_id: str
-    kind: Kind[Request, object]
-    request: Request
+    request: Resolved
     cohorts: "list[Cohort]" = field(default_factory=list)
     started: float = 0.0
     sampled: float = 0.0
@@ -124,14 +123,14 @@ class Inflight:
         self._is_stirred = False
         self._is_closed = False
 
-    def shares_of(self, batch: Batch, kind: Kind[Request, object]) -> list[Share]:
+    def shares_of(self, batch: Batch) -> list[Share]:
         """A claimed batch, cut into cohorts. Raises ValueError when a request in it cannot be read."""
         shares = {
-            job_id: _share(batch, job_id, kind, kind.parse(request)) for job_id, request in batch.requests.items()
+            job_id: _share(batch, job_id, Resolved.model_validate_json(text)) for job_id, text in batch.requests.items()
         }
         for part in batch.parts:
             share = shares[part.job_id]
-            flights, submitted = kind.flights(share.request), batch.submitted[part.job_id]
+            flights, submitted = sample.flights(share.request), batch.submitted[part.job_id]
             share.cohorts += [
                 Cohort(share, part, part.start + start, length, flights, share.evaluations, submitted)
                 for start, length in self.policy.spans(part.length, self.engine.width(flights[0]))
@@ -305,20 +304,16 @@ def _lately(known: float, measured: float) -> float:
     return known + 0.05 * (measured - known) if known else measured
 
 
-def _share(batch: Batch, job_id: str, kind: Kind[Request, object], request: Request) -> Share:
+def _share(batch: Batch, job_id: str, request: Resolved) -> Share:
     """A share without its cohorts."""
-    evaluations, previews, calls = (
-        kind.evaluations(request),
-        kind.previews(request),
-        calls_of(batch.traces.get(job_id, "")),
-    )
-    return Share(batch, job_id, kind, request, evaluations=evaluations, previews=previews, calls=calls)
+    calls = calls_of(batch.traces.get(job_id, ""))
+    return Share(batch, job_id, request, evaluations=request.evaluations, previews=request.previews, calls=calls)
 
 
 def _begun(cohort: Cohort, engine: Engine) -> Walk:
     """The walk of a cohort, which begins."""
     share = cohort.share
-    cohort.walk = share.kind.walk(engine, share.request, cohort.start, cohort.images)
+    cohort.walk = sample.walk(engine, share.request, cohort.start, cohort.images)
     return cohort.walk
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from service import sample
 from service.job import Job
-from service.kinds import KINDS
 from service.picture import Pixels, film, grid, grid_shape, path, png
 from service.problems import NoResult, NotFinished
 from service.provenance import Picture, of_one, provenance
@@ -58,7 +58,7 @@ def pieces(store: ResultStore, job: Job) -> list[Piece]:
     """
     if job.status == "succeeded":
         return [Piece(0, store.array(job.id, "images.npy"), job.labels or [])]
-    kept, done = KINDS[job.kind].kept(store, job.id), job.parts_done
+    kept, done = sample.kept(store, job.id), job.parts_done
     found = [Piece(part.start, output.images, output.labels) for part, output in kept.items() if part.start in done]
     if not found:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -72,8 +72,8 @@ def text_of(job: Job, picture: Picture) -> dict[str, str]:
 
 def preview(store: ResultStore, job: Job) -> bytes:
     """The grid as PNG, of what the images are taken for by now; grey where nothing is known. Raises OSError."""
-    kind, furthest_last = KINDS[job.kind], sorted(job.previews, key=lambda start: job.previews[start].evaluation)
-    parts = {start: kind.shown(store, job.id, start) for start in furthest_last}
+    furthest_last = sorted(job.previews, key=lambda start: job.previews[start].evaluation)
+    parts = {start: sample.shown(store, job.id, start) for start in furthest_last}
     images = np.full((job.count, *next(iter(parts.values())).shape[1:]), UNKNOWN, dtype=np.uint8)
     for start, part in parts.items():
         images[start : start + len(part)] = part

@@ -1,4 +1,4 @@
-"""The kind of job called `sample`: how its images come about, from their walk to the grid's last pixel."""
+"""What jobs of samples ask of queue and workers: their lane, the walk of their images, and what is written of them."""
 
 import errno
 import fnmatch
@@ -15,6 +15,9 @@ from service.policy import Flight
 from service.provenance import provenance
 from service.request import Resolved
 from service.store import ResultStore
+
+KIND = "sample"
+"""The kind of all jobs so far."""
 
 TRAJECTORY = "trajectory.npy"
 """The file of a job that holds its estimates [n, steps, H, W, C], if they were kept."""
@@ -50,7 +53,7 @@ class Walk(Protocol):
 
 
 class Sampler(Protocol):
-    """What the kind needs of the engine."""
+    """What walks need of the engine."""
 
     def walk(
         self, flights: Sequence[Flight], seeds: Sequence[int], labels: Sequence[int | None], sampling: Sampling
@@ -68,108 +71,95 @@ class Images:
     """The denoised estimates of every step [n, steps, H, W, C], if they were asked for."""
 
 
-class SampleKind:
-    """How the queue and the worker deal with sample jobs: cost, lane, walk, result."""
+def lane(request: Resolved) -> str:
+    """Jobs of equal cost: model (dataset and D), steps, solver, guided or not, precision, size of the window."""
+    solver = f"{request.solver}+guidance" if request.is_guided else request.solver
+    size = f"|{request.window.width}x{request.window.height}" if request.window else ""
+    return f"{request.model}|{KIND}|{request.steps}|{solver}|{request.precision}{size}"
 
-    name = "sample"
 
-    def evaluations(self, request: Resolved) -> int:
-        """The cost of each image."""
-        return request.evaluations
+def flights(request: Resolved) -> tuple[Flight, ...]:
+    """What may share a network call: the checkpoint, its weights as they are or rounded, precision, the window."""
+    bits, quantized = (request.bits, request.quantized) if request.bits else (0, "")
+    window = request.window.numbers if request.window else None
+    own = Flight(request.model, request.precision, bits, quantized, window, request.checkpoint_sha256)
+    if not request.guide:
+        return (own,)
+    return (own, Flight(request.guide, request.precision, checkpoint=request.guide_checkpoint_sha256 or ""))
 
-    def lane(self, request: Resolved) -> str:
-        """Jobs of equal cost: model (dataset and D), steps, solver, guided or not, precision, size of the window."""
-        solver = f"{request.solver}+guidance" if request.is_guided else request.solver
-        size = f"|{request.window.width}x{request.window.height}" if request.window else ""
-        return f"{request.model}|{self.name}|{request.steps}|{solver}|{request.precision}{size}"
 
-    def parse(self, text: str) -> Resolved:
-        """The request as it was kept with the job."""
-        return Resolved.model_validate_json(text)
+def walk(engine: Sampler, request: Resolved, start: int, length: int) -> Walk:
+    """The way of images start..start+length-1 of a request."""
+    span = slice(start, start + length)
+    labels = (request.labels or [None] * request.count)[span]
+    return engine.walk(flights(request), request.seeds[span], labels, request)
 
-    def flights(self, request: Resolved) -> tuple[Flight, ...]:
-        """What may share a network call: the checkpoint, its weights as they are or rounded, precision, the window."""
-        bits, quantized = (request.bits, request.quantized) if request.bits else (0, "")
-        window = request.window.numbers if request.window else None
-        own = Flight(request.model, request.precision, bits, quantized, window, request.checkpoint_sha256)
-        if not request.guide:
-            return (own,)
-        return (own, Flight(request.guide, request.precision, checkpoint=request.guide_checkpoint_sha256 or ""))
 
-    def walk(self, engine: Sampler, request: Resolved, start: int, length: int) -> Walk:
-        """The way of images start..start+length-1 of a request."""
-        span = slice(start, start + length)
-        labels = (request.labels or [None] * request.count)[span]
-        return engine.walk(self.flights(request), request.seeds[span], labels, request)
+def output(walks: Sequence[Walk]) -> Images:
+    """The images of finished walks, one after the other."""
+    trajectories = [trajectory for walk in walks if (trajectory := walk.trajectory()) is not None]
+    return Images(
+        np.concatenate([walk.images() for walk in walks]),
+        [label for walk in walks for label in walk.labels],
+        np.concatenate(trajectories) if trajectories else None,
+    )
 
-    def output(self, walks: Sequence[Walk]) -> Images:
-        """The images of finished walks, one after the other."""
-        trajectories = [trajectory for walk in walks if (trajectory := walk.trajectory()) is not None]
-        return Images(
-            np.concatenate([walk.images() for walk in walks]),
-            [label for walk in walks for label in walk.labels],
-            np.concatenate(trajectories) if trajectories else None,
+
+def show(store: ResultStore, part: Part, estimates: Sequence[Preview]) -> None:
+    """Let it be seen what the images of a part are taken for, in place of what was seen of them before."""
+    images = np.concatenate([estimate.images() for estimate in estimates])
+    store.write(part.job_id, _part_name(part.start, "preview"), array_bytes(images))
+
+
+def shown(store: ResultStore, job_id: str, start: int) -> Pixels:
+    """What is to be seen of the part that begins there. Raises OSError."""
+    return store.array(job_id, _part_name(start, "preview"))
+
+
+def keep(store: ResultStore, part: Part, output: Images) -> None:
+    """Put aside the images of a part until the other parts of its job are done."""
+    if output.trajectory is not None:
+        store.write(part.job_id, _part_name(part.start, "trajectory"), array_bytes(output.trajectory))
+    store.write(part.job_id, _part_name(part.start, "labels"), array_bytes(np.array(output.labels)))
+    # Last, for a part is there when its images are.
+    store.write(part.job_id, _part_name(part.start, "images"), array_bytes(output.images))
+
+
+def kept(store: ResultStore, job_id: str) -> dict[Part, Images]:
+    """What was put aside of a job, by any worker."""
+    outputs, names = {}, store.names(job_id)
+    for name in fnmatch.filter(names, _part_name("*", "images")):
+        start = int(name.split("-")[1])
+        images, labels = store.array(job_id, name), store.array(job_id, _part_name(start, "labels"))
+        trajectory = _part_name(start, "trajectory")
+        outputs[Part(job_id, start, len(images))] = Images(
+            images, labels.tolist(), store.array(job_id, trajectory) if trajectory in names else None
         )
+    return outputs
 
-    def labels(self, output: Images) -> list[int]:
-        """The classes of the images of a part."""
-        return output.labels
 
-    def previews(self, request: Resolved) -> int:
-        """How often it is to be shown how far the images are."""
-        return request.previews
+def write(
+    store: ResultStore, job_id: str, request: Resolved, outputs: Mapping[Part, Images], checkpoint_sha256: str
+) -> None:
+    """Write the result of a whole job: its images and its grid.
 
-    def show(self, store: ResultStore, part: Part, estimates: Sequence[Preview]) -> None:
-        """Let it be seen what the images of a part are taken for, in place of what was seen of them before."""
-        images = np.concatenate([estimate.images() for estimate in estimates])
-        store.write(part.job_id, _part_name(part.start, "preview"), array_bytes(images))
-
-    def shown(self, store: ResultStore, job_id: str, start: int) -> Pixels:
-        """What is to be seen of the part that begins there. Raises OSError."""
-        return store.array(job_id, _part_name(start, "preview"))
-
-    def keep(self, store: ResultStore, part: Part, output: Images) -> None:
-        """Put aside the images of a part until the other parts of its job are done."""
-        if output.trajectory is not None:
-            store.write(part.job_id, _part_name(part.start, "trajectory"), array_bytes(output.trajectory))
-        store.write(part.job_id, _part_name(part.start, "labels"), array_bytes(np.array(output.labels)))
-        # Last, for a part is there when its images are.
-        store.write(part.job_id, _part_name(part.start, "images"), array_bytes(output.images))
-
-    def kept(self, store: ResultStore, job_id: str) -> dict[Part, Images]:
-        """What was put aside of a job, by any worker."""
-        outputs, names = {}, store.names(job_id)
-        for name in fnmatch.filter(names, _part_name("*", "images")):
-            start = int(name.split("-")[1])
-            images, labels = store.array(job_id, name), store.array(job_id, _part_name(start, "labels"))
-            trajectory = _part_name(start, "trajectory")
-            outputs[Part(job_id, start, len(images))] = Images(
-                images, labels.tolist(), store.array(job_id, trajectory) if trajectory in names else None
-            )
-        return outputs
-
-    def write(
-        self, store: ResultStore, job_id: str, request: Resolved, outputs: Mapping[Part, Images], checkpoint_sha256: str
-    ) -> None:
-        """Write the result of a whole job: its images and its grid.
-
-        Parts that were computed twice hold the same images, so where they overlap either will do.
-        Raises OSError when parts of it are no longer there.
-        """
-        covered = {k for part in outputs for k in range(part.start, part.start + part.length)}
-        if len(covered) < request.count:
-            raise OSError(errno.ENOENT, f"{request.count - len(covered)} of its images are no longer in the store")
-        images = _whole({part.start: output.images for part, output in outputs.items()}, request.count)
-        labels = [0] * (0 if request.labels is None else request.count)
-        if labels:
-            for part, output in outputs.items():
-                labels[part.start : part.start + part.length] = output.labels
-        if request.trajectory:
-            parts = {part.start: output.trajectory for part, output in outputs.items() if output.trajectory is not None}
-            store.write(job_id, TRAJECTORY, array_bytes(_whole(parts, request.count)))
-        text = provenance(request, labels, checkpoint_sha256)
-        store.write(job_id, "images.npy", array_bytes(images))
-        store.write(job_id, "grid.png", png(grid(images, request.columns), request.scale, text))
+    Parts that were computed twice hold the same images, so where they overlap either will do.
+    Raises OSError when parts of it are no longer there.
+    """
+    covered = {k for part in outputs for k in range(part.start, part.start + part.length)}
+    if len(covered) < request.count:
+        raise OSError(errno.ENOENT, f"{request.count - len(covered)} of its images are no longer in the store")
+    images = _whole({part.start: output.images for part, output in outputs.items()}, request.count)
+    labels = [0] * (0 if request.labels is None else request.count)
+    if labels:
+        for part, output in outputs.items():
+            labels[part.start : part.start + part.length] = output.labels
+    if request.trajectory:
+        parts = {part.start: output.trajectory for part, output in outputs.items() if output.trajectory is not None}
+        store.write(job_id, TRAJECTORY, array_bytes(_whole(parts, request.count)))
+    text = provenance(request, labels, checkpoint_sha256)
+    store.write(job_id, "images.npy", array_bytes(images))
+    store.write(job_id, "grid.png", png(grid(images, request.columns), request.scale, text))
 
 
 def _whole(parts: Mapping[int, Pixels], count: int) -> Pixels:

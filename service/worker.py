@@ -20,7 +20,6 @@ from service.delivery import Delivery, sampling_failed
 from service.engine import Engine, choose_device, keep_memory, use_threads
 from service.inflight import Inflight, Share
 from service.job import Shown
-from service.kinds import kind_of
 from service.logs import get_logger
 from service.messages import Batch, EmptyHandsNeeded, Order
 from service.policy import Appetite, ByKey, ShortestFirst
@@ -255,7 +254,7 @@ class Worker:
         self._claims += 1
         self._needs_empty_hands = batch.is_alone
         try:
-            shares = self.inflight.shares_of(batch, kind_of(batch.lane))
+            shares = self.inflight.shares_of(batch)
         except Exception as error:
             log.exception("batch not understood", jobs=list(batch.requests), lane=batch.lane)
             await self.delivery.give_back(batch, sampling_failed(error))

@@ -7,18 +7,16 @@ import pytest
 import torch
 
 from bench.stores import exact_checkpoint
+from service import sample
 from service.catalogue import Catalogue
 from service.engine import Engine
 from service.inflight import Inflight, Previews, Share
 from service.job import Part
-from service.kinds import KINDS
 from service.messages import Batch
 from service.policy import ByKey, Policy, ShortestFirst
 from service.request import Resolved, SampleRequest, resolve
 from service.sample import Images
 from tests.helpers import worker_state
-
-KIND = KINDS["sample"]
 
 
 class Hands(Inflight):
@@ -61,8 +59,8 @@ class Hands(Inflight):
         request = SampleRequest.model_validate({"dataset": "points", "D": 128} | fields)
         resolved = resolve(request, offered, "exact", 64, 10**6)
         part = Part(job_id, 0, resolved.count)
-        batch = Batch(job_id, KIND.lane(resolved), (part,), {job_id: resolved.model_dump_json()}, {job_id: 0.0})
-        (share,) = self.shares_of(batch, KIND)
+        batch = Batch(job_id, sample.lane(resolved), (part,), {job_id: resolved.model_dump_json()}, {job_id: 0.0})
+        (share,) = self.shares_of(batch)
         return share
 
 
@@ -74,7 +72,7 @@ def store(tmp_path: Path) -> Path:
 
 def images(share: Share) -> Images:
     (part,) = share.parts
-    output = KIND.output(share.walks(part))
+    output = sample.output(share.walks(part))
     assert isinstance(output, Images)
     return output
 
@@ -100,7 +98,7 @@ def test_jobs_that_share_calls_end_as_they_would_alone(store: Path, policy: Poli
         alone.enter([same])
         alone.run()
         assert np.array_equal(images(share).images, images(same).images)
-        assert share.evaluations_done == share.images * KIND.evaluations(share.request)
+        assert share.evaluations_done == share.images * share.request.evaluations
         assert share.arithmetic == "float32"
 
 
@@ -202,7 +200,7 @@ def test_a_share_is_shown_evenly_often_with_all_its_images(store: Path, choice: 
     assert {each.job_id for each, _, _ in hands.previews} == {"shown"}
     assert isinstance(share.request, Resolved)
     levels = share.request.levels(share.request.range(0.002, 80.0))
-    evaluations = KIND.evaluations(share.request)
+    evaluations = share.request.evaluations
     assert [at * 4 // evaluations for _, at, _ in hands.previews] == [1, 2, 3]
     (part,) = share.parts
     for _, _, estimates in hands.previews:

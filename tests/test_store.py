@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 from bench.stores import exact_checkpoint
+from service import sample
 from service.api import create_app
 from service.job import Part
-from service.kinds import KINDS
 from service.messages import Submission
 from service.picture import Damaged, array_bytes
 from service.queue import Queue, new_id
@@ -91,21 +91,23 @@ def test_jobs_are_listed_by_age_and_erased_one_by_one(store: ResultStore) -> Non
 
 @pytest.mark.parametrize("classes", [[7] * 8, []])
 def test_parts_put_aside_come_back_as_they_were(store: ResultStore, classes: list[int]) -> None:
-    kind, job_id, film = KINDS["sample"], new_id(), np.stack([pixels()] * 3, axis=1)
+    job_id, film = new_id(), np.stack([pixels()] * 3, axis=1)
     kept = {
         Part(job_id, 0, 8): Images(pixels(8), classes, film),
         Part(job_id, 16, 5): Images(pixels(5), classes[:5]),
     }
     for part, images in kept.items():
-        kind.keep(store, part, images)
-    found = kind.kept(store, job_id)
+        sample.keep(store, part, images)
+    found = sample.kept(store, job_id)
     assert found.keys() == kept.keys()
     for part, images in kept.items():
         assert np.array_equal(found[part].images, images.images)
         assert found[part].labels == images.labels
-    assert np.array_equal(found[Part(job_id, 0, 8)].trajectory, film)
+    walked = found[Part(job_id, 0, 8)].trajectory
+    assert walked is not None
+    assert np.array_equal(walked, film)
     assert found[Part(job_id, 16, 5)].trajectory is None
-    assert kind.kept(store, new_id()) == {}
+    assert sample.kept(store, new_id()) == {}
 
 
 @pytest.mark.usefixtures("offered")
@@ -116,8 +118,8 @@ async def test_what_a_canceled_job_had_finished_can_be_fetched(
     job = (await client.post("/v1/samples", json=GOOD | {"count": 10, "seed": 5})).json()
     batch = await next_batch(queue)
     assert batch is not None
-    KINDS["sample"].keep(store, batch.parts[0], Images(pixels(), [0] * 8))
-    KINDS["sample"].keep(store, Part(job["id"], 4, 6), Images(pixels(6), [1] * 6))
+    sample.keep(store, batch.parts[0], Images(pixels(), [0] * 8))
+    sample.keep(store, Part(job["id"], 4, 6), Images(pixels(6), [1] * 6))
     await ended(queue, batch)
     canceled = (await client.post(job["links"]["cancel"])).json()
     assert canceled["links"].keys() == {"self", "events", "cancel", "images", "npz", "zip"}

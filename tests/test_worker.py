@@ -22,9 +22,9 @@ from models.commands import import_official
 from models.generate import Generator
 from models.sampling import SOLVER_FACTS, Sampling, SolverName
 from models.shapes import Shapes
+from service import sample
 from service.catalogue import Catalogue, OfferedModel
 from service.job import Job, JobError
-from service.kinds import KINDS
 from service.messages import JobReport, Order, Report, Submission
 from service.queue import Queue, new_id
 from service.request import Resolved, SampleRequest, resolve
@@ -77,10 +77,9 @@ async def submit(settings: Settings, queue: Queue) -> Submit:
         model = offered.find(request.dataset, request.D)
         assert model is not None
         resolved = resolve(request, model, "exact", settings.max_count, settings.max_pixels)
-        kind, job_id = KINDS["sample"], new_id()
-        lane, cost = kind.lane(resolved), kind.evaluations(resolved)
+        job_id, lane, cost = new_id(), sample.lane(resolved), resolved.evaluations
         text = resolved.model_dump_json()
-        assert await queue.submit(Submission(job_id, kind.name, lane, resolved.count, cost, text))
+        assert await queue.submit(Submission(job_id, sample.KIND, lane, resolved.count, cost, text))
         return job_id
 
     return submit
@@ -434,7 +433,7 @@ async def test_a_batch_that_cannot_be_sampled_fails_with_the_reason(
         good = resolve(SampleRequest(dataset="points", D=128, label=1), model, "exact", 10, 10**6)
         bad = Resolved.model_validate(good.model_dump() | {"labels": [99]})
         job_id = new_id()
-        await queue.submit(Submission(job_id, "sample", KINDS["sample"].lane(bad), 1, 7, bad.model_dump_json()))
+        await queue.submit(Submission(job_id, "sample", sample.lane(bad), 1, 7, bad.model_dump_json()))
         job = await ended(queue, job_id)
         assert (await ended(queue, await submit())).status == "succeeded", "the worker goes on"
     assert (job.status, job.attempts) == ("failed", 3)
@@ -464,7 +463,7 @@ async def test_a_job_whose_parts_are_damaged_fails_and_never_shows_blanks(
     job_id = await submit(catalogue, count=12)
     first = await next_batch(queue, models=["points-d128"])
     assert first is not None
-    KINDS["sample"].keep(store, first.parts[0], Images(np.zeros((8, 4, 4, 1), np.uint8), [0] * 8))
+    sample.keep(store, first.parts[0], Images(np.zeros((8, 4, 4, 1), np.uint8), [0] * 8))
     done = JobReport(
         began_ms_ago=2,
         sampled_ms_ago=1,

@@ -12,13 +12,12 @@ from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import RedisError
 
-from service import results
+from service import results, sample
 from service.catalogue import OfferedModel
 from service.dialects import OPENAI
 from service.door import Door
 from service.events import Patience
 from service.job import Job
-from service.kinds import KINDS
 from service.openapi import EVENTS, body_of, problem_responses
 from service.picture import png
 from service.problems import NoSuchModel, NoWorker, Problem, QueueUnavailable, TooManyStreams, parsed, wrong
@@ -330,7 +329,7 @@ def _read(door: Door, job: Job) -> list[GeneratedImage]:
 
 def _preview(door: Door, job: Job) -> str:
     """What the one image of a job is taken for. Raises OSError."""
-    (image,) = KINDS[job.kind].shown(door.store, job.id, 0)
+    (image,) = sample.shown(door.store, job.id, 0)
     return b64encode(png(image, job.request["scale"])).decode()
 
 
