@@ -201,6 +201,11 @@ def test_a_request_becomes_a_picture(page: Page, service: Service) -> None:
 
 
 def test_an_image_is_pointed_at_opened_and_saved_by_keyboard_alone(page: Page, service: Service) -> None:
+    page.focus("#sample-D-1")
+    for place in (2, 0):  # once round
+        page.keyboard.press("ArrowRight")
+        expect(page.locator(f"#sample-D-{place}")).to_be_checked()
+        expect(page.locator(f"#sample-D-{place}")).to_be_focused()
     fill(page, count="4", steps="2", seed="5")
     page.press("#sample-seed", "Enter")
     is_done(page)
@@ -331,7 +336,16 @@ def test_a_link_says_what_the_form_holds(browser: Browser, service: Service) -> 
         expect(page.locator("#sample [role=status]")).to_be_hidden()
         page.goto(f"{service.url}/#/sample?D=7&solver=foo&flavour=1&steps=9")
         expect(page.locator("#sample [role=status]")).to_contain_text("left out: D=7, solver=foo, flavour=1.")
+        expect(page.locator("#sample-D-1")).to_be_checked()  # as in a form that nobody has touched
+        expect(page.locator("#sample-solver")).to_have_value("heun")
+        expect(page.locator("#sample-label")).to_have_value("")
+        expect(page.locator("#sample-seed")).to_have_value("")
         fill(page, steps="8")
+        expect(page.locator("#sample [role=status]")).to_be_hidden()
+        page.goto(f"{service.url}/#/sample?flavour=1")
+        expect(page.locator("#sample [role=status]")).to_be_visible()
+        page.goto(f"{service.url}/#/sample?count=3")
+        expect(page.locator("#sample-count")).to_have_value("3")
         expect(page.locator("#sample [role=status]")).to_be_hidden()
 
 

@@ -28,14 +28,13 @@ export class CompareForm extends Form {
         { value: "D", text: "D" },
         { value: "steps", text: "Steps" },
       ],
-      "D",
+      ["D"],
     );
     const all = new ChoiceField(name, "Ds", "D", {
       isMany: true,
       hint: "How many dimensions the data gains: 1 is PFGM, ∞ is diffusion.",
     });
-    const sweep = new TextField(name, "sweep", "Steps", { hint: SWEEP_HINT });
-    sweep.value = "4, 8, 18, 36, 64";
+    const sweep = new TextField(name, "sweep", "Steps", { hint: SWEEP_HINT, value: "4, 8, 18, 36, 64" });
     const count = new NumberField(name, "count", "Images", { min: 1, max: MOST_IMAGES, value: "8" });
     return { by, dataset, Ds: all, D, label, labels, count, steps, sweep, solver, seed };
   }
@@ -72,11 +71,8 @@ export class CompareForm extends Form {
   adaptD() {
     super.adaptD();
     const options = this.ofDataset.map((model) => ({ value: String(model.D), text: dimension(model.D) }));
-    const { Ds } = this.fields;
-    const isNew =
-      Ds instanceof ChoiceField &&
-      Ds.inputs.map(({ value }) => value).join() !== options.map(({ value }) => value).join();
-    if (isNew) Ds.offer(options, options.map(({ value }) => value).join(","));
+    const all = options.map(({ value }) => value);
+    if (this.fields.Ds instanceof ChoiceField) this.fields.Ds.offer(options, all);
   }
 
   /** @returns {number[]} The numbers of steps to compare. */

@@ -67,14 +67,15 @@ export class TextField extends Field {
    * @param {string} form
    * @param {string} name
    * @param {string} label
-   * @param {{hint?: string, placeholder?: string}} [options]
+   * @param {{hint?: string, placeholder?: string, value?: string}} [options]
    */
-  constructor(form, name, label, { hint, placeholder } = {}) {
+  constructor(form, name, label, { hint, placeholder, value } = {}) {
     const attributes = {
       id: `${form}-${name}`,
       name,
       type: "text",
       placeholder,
+      value,
       autocomplete: "off",
       spellcheck: "false",
     };
@@ -211,10 +212,11 @@ export class ChoiceField {
   }
 
   /**
-   * @param {Option[]} options
-   * @param {string} usual What is chosen of them at first, with commas.
+   * @param {Option[]} options Made anew only if they are others, for what has the focus would lose it.
+   * @param {string[]} usual What is chosen of them at first.
    */
   offer(options, usual) {
+    if (this.inputs.map(({ value }) => value).join() === options.map(({ value }) => value).join()) return;
     const before = this.value;
     this.options.replaceChildren(
       ...options.map(({ value, text }, k) =>
@@ -226,13 +228,13 @@ export class ChoiceField {
             name: `${this.form}-${this.name}`,
             id: `${this.form}-${this.name}-${k}`,
             value,
+            checked: usual.includes(value),
           }),
           el("span", {}, text),
         ),
       ),
     );
     this.value = before;
-    if (!this.value) this.value = usual;
   }
 
   get value() {

@@ -114,11 +114,11 @@ export class Form {
     ];
   }
 
-  /** @param {Model[]} models What can be sampled now. */
+  /** @param {Model[]} models What can be sampled. */
   offer(models) {
     this.models = models;
     this.blame([]);
-    this.element.classList.toggle("is-filled", models.length > 0);
+    this.element.classList.add("is-filled");
     const names = [...new Set(models.map((model) => model.dataset))];
     /** @type {SelectField} */ (this.fields.dataset).offer(names.map((name) => ({ value: name, text: name })));
     this.adapt();
@@ -131,8 +131,7 @@ export class Form {
 
   /** @returns {Model | undefined} The chosen one. */
   get model() {
-    const { D } = this.fields;
-    return this.ofDataset.find((model) => !D || String(model.D) === D.value) ?? this.ofDataset[0];
+    return this.ofDataset.find(({ D }) => String(D) === this.fields.D.value) ?? this.ofDataset[0];
   }
 
   /** Have the fields offer what the data set and the model have. */
@@ -147,13 +146,12 @@ export class Form {
     if (steps instanceof NumberField) steps.bound({ max: model.max_steps, placeholder: String(model.default_steps) });
     /** @type {SelectField} */ (solver).offer(model.solvers.map((name) => ({ value: name, text: name })));
     if (this.fields.scale instanceof NumberField) this.fields.scale.bound({ placeholder: String(usualScale(model)) });
-    this.button.disabled = false;
   }
 
   adaptD() {
     const options = this.ofDataset.map(({ D }) => ({ value: String(D), text: dimension(D) }));
-    const usual = options.findLast(({ value }) => value !== "inf") ?? options.at(-1);
-    if (this.fields.D instanceof ChoiceField) this.fields.D.offer(options, usual?.value ?? "");
+    const usual = options.findLast(({ value }) => value !== "inf") ?? options[0];
+    if (this.fields.D instanceof ChoiceField) this.fields.D.offer(options, [usual.value]);
   }
 
   /** @returns {Record<string, string>} What the fields hold. */
@@ -161,7 +159,9 @@ export class Form {
     return Object.fromEntries(Object.entries(this.fields).map(([name, field]) => [name, field.value]));
   }
 
+  /** What is not among them is as at first. */
   set values(values) {
+    this.element.reset();
     const { dataset, ...others } = this.fields;
     if (values.dataset) dataset.value = values.dataset;
     this.adapt();
@@ -197,9 +197,8 @@ export class Form {
     const unknown = Object.entries(values).filter(([name]) => !(name in this.fields));
     const refused = Object.entries(values).filter(([name, value]) => this.fields[name]?.takes(value) === false);
     const said = [...refused, ...unknown].map(([name, value]) => `${name}=${value}`).join(", ");
-    if (!said) return;
     this.told.textContent = `The address asks for what is not on offer here, and is left out: ${said}.`;
-    this.told.hidden = false;
+    this.told.hidden = !said;
   }
 
   /** @returns {{request: SampleRequest, errors: FieldError[]}} */
@@ -328,7 +327,7 @@ function classOptions(model) {
  * @param {Estimate} estimate
  * @returns {string}
  */
-export function estimateWords({ evaluations, eta_seconds, refusal }) {
+function estimateWords({ evaluations, eta_seconds, refusal }) {
   const what = counted(evaluations, "network evaluation");
   if (refusal) return `${what}. It would be refused now: ${sentence(refusal.detail)}`;
   return eta_seconds ? `${what}, ${expectation(eta_seconds)}.` : `${what}. How long they take is not known yet.`;

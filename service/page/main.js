@@ -14,6 +14,8 @@ import { installStatusPanel, watchStatus } from "./status.js";
 
 const ASK_EVERY_SECONDS = 2;
 
+const NO_WORKER = "There is no worker, so nothing can be sampled; this goes on as soon as there is one.";
+
 const sample = new SampleView();
 const compare = new CompareView();
 const history = new HistoryView();
@@ -56,17 +58,18 @@ async function offer() {
 
 /** @returns {Promise<boolean>} Whether the views offer something now; else they say why not. */
 async function isOffered() {
+  const isFirst = !sample.models.length;
   try {
     const offered = await models();
+    if (!offered.length) throw new Error(NO_WORKER);
     for (const view of [sample, compare, history]) view.offer(offered);
-    enter();
-    if (!offered.length)
-      throw new Error("There is no worker, so nothing can be sampled; this goes on as soon as there is one.");
     return true;
   } catch (error) {
     if (error instanceof Unreachable) await connection.found();
     else for (const { form } of [sample, compare]) form.refuse(error);
     return false;
+  } finally {
+    if (isFirst) enter(); // later the forms hold what was chosen, whatever is on offer meanwhile
   }
 }
 

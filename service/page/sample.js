@@ -35,7 +35,6 @@ export class SampleView {
   offer(models) {
     this.models = models;
     this.form.offer(models);
-    if (!this.#isFilled && models.length) this.#fill({});
   }
 
   /** @param {Route} route */
@@ -142,11 +141,8 @@ export class SampleView {
   #reuse(job) {
     const model = modelOf(this.models, job);
     if (!model) return;
-    this.form.values = { ...EMPTY, ...valuesOfJob(job, model) };
+    this.form.values = valuesOfJob(job, model);
     this.form.fields.count.focus();
     announce("The form has the settings of this job.");
   }
 }
-
-/** What a form holds of which nothing is said. */
-const EMPTY = { columns: "", guidance: "", precision: "", scale: "", solver: "heun" };
