@@ -245,6 +245,7 @@ def test_a_job_is_copied_as_a_command_and_as_a_program(page: Page, service: Serv
     until(lambda: "Client" in page.evaluate("navigator.clipboard.readText()"))
     program = page.evaluate("navigator.clipboard.readText()")
     assert f"seed={2**63 - 5}" in program
+    assert 'precision="exact", scale=16' in program  # whatever the service's own are
     assert 'labels=["class 0", "class 1", "class 0", "class 1"]' in program
     (tmp_path / "grid.png").unlink()
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)

@@ -213,7 +213,7 @@ export function modelOf(models, { request }) {
 export function requestOfJob(job, model) {
   const { dataset, D, steps, solver, count, columns, scale, precision, guidance, trajectory } = job.request;
   /** @type {SampleRequest} */
-  const request = { dataset, D, count, steps };
+  const request = { dataset, D, count, steps, precision, scale }; // whatever is usual where it is asked for
   if (solver !== "heun") request.solver = solver;
   Object.assign(request, consecutive(job.seeds) ? { seed: job.seeds[0] } : { seeds: job.seeds });
   const names = job.request.labels?.map((/** @type {number | null} */ label) =>
@@ -224,8 +224,6 @@ export function requestOfJob(job, model) {
   }
   if (columns !== Math.ceil(Math.sqrt(count))) request.columns = columns;
   if (guidance !== 1) request.guidance = guidance;
-  if (precision !== "exact") request.precision = precision;
-  if (scale !== 1) request.scale = scale;
   if (trajectory) request.trajectory = true;
   return { ...request, ...otherOptions(job, model) };
 }
