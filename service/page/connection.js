@@ -24,14 +24,17 @@ class Connection extends EventTarget {
   }
 
   /**
-   * Resolves as soon as the service answers again.
+   * Resolves as soon as the service answers again; rejects when the signal is given.
    *
    * @param {AbortSignal} [signal]
    * @returns {Promise<void>}
    */
   async found(signal) {
-    await this.#found;
     signal?.throwIfAborted();
+    const given = new Promise((_, reject) => {
+      signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+    });
+    await Promise.race([this.#found, given]);
   }
 
   async #search() {
