@@ -7,6 +7,8 @@ import { parse, stringify } from "./numbers.js";
 import { Problem, Unreachable } from "./problem.js";
 import { sentence } from "./words.js";
 
+/** @typedef {(words: string, seconds?: number) => void} OnWait Told why, and for how many seconds; "" for no longer. */
+
 /** @import { Estimate, Job, Model, SampleRequest, ServiceStatus } from "./types.js" */
 
 /**
@@ -20,54 +22,72 @@ export async function ask(path, { method = "GET", body, headers = {}, signal } =
   for (;;) {
     const key = currentKey();
     const isJson = body !== undefined;
-    const response = await reach(path, {
+    const options = {
       method,
       signal,
       body: isJson ? stringify(body) : undefined,
       headers: { ...headers, ...(isJson ? { "Content-Type": "application/json" } : {}), ...keyHeaders() },
-    });
+    };
+    const response = await reached(() => fetch(path, options), signal);
     if (response.ok) return response;
-    if (response.status !== 401 || !(await askForKey(key))) throw await problemOf(response);
+    if (AWAY.has(response.status) && !isProblem(response)) throw lost();
+    if (response.status !== 401 || !(await askForKey(key))) throw await problemOf(response, signal);
   }
 }
 
+/** What a proxy answers when the service does not. */
+const AWAY = new Set([502, 503, 504]);
+
 /**
- * @param {string} path
- * @param {RequestInit} options
- * @returns {Promise<Response>}
+ * What comes of asking, or of reading an answer. Raises Unreachable if the connection breaks.
+ *
+ * @template Result
+ * @param {() => Promise<Result>} act
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<Result>}
  */
-async function reach(path, options) {
+async function reached(act, signal) {
   try {
-    return await fetch(path, options);
+    return await act();
   } catch {
-    options.signal?.throwIfAborted();
-    connection.lose();
-    throw new Unreachable();
+    signal?.throwIfAborted();
+    throw lost();
   }
+}
+
+/** @returns {Unreachable} What is noted to be so. */
+function lost() {
+  connection.lose();
+  return new Unreachable();
 }
 
 /**
  * @param {Response} response
- * @returns {Promise<Problem>}
+ * @returns {boolean} Whether the service itself says what is the matter.
  */
-async function problemOf(response) {
-  const later = Number(response.headers.get("Retry-After")) || 0;
-  try {
-    return new Problem(parse(await response.text()), later);
-  } catch {
-    const title = `${response.status} ${response.statusText}`.trim();
-    const detail = `Something between here and the service answered ${title}.`;
-    return new Problem({ title, status: response.status, detail, code: "", errors: [] }, later);
-  }
+function isProblem({ headers }) {
+  return headers.get("Content-Type")?.startsWith("application/problem+json") ?? false;
 }
 
 /**
- * What an act comes to, which is repeated while the service is away or says to come again later. `onWait` is told why
- * and for how many seconds, once a second.
+ * @param {Response} response
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<Problem>}
+ */
+async function problemOf(response, signal) {
+  const later = Number(response.headers.get("Retry-After")) || 0;
+  if (isProblem(response)) return new Problem(parse(await reached(() => response.text(), signal)), later);
+  const title = `${response.status} ${response.statusText}`.trim();
+  const detail = `Something between here and the service answered ${title}.`;
+  return new Problem({ title, status: response.status, detail, code: "", errors: [] }, later);
+}
+
+/**
+ * What an act comes to, which is repeated while the service is away or says to come again later.
  *
  * @template Result
  * @param {() => Promise<Result>} act
- * @param {{signal?: AbortSignal, onWait?: (words: string) => void}} [options]
+ * @param {{signal?: AbortSignal, onWait?: OnWait}} [options]
  * @returns {Promise<Result>}
  */
 export async function patiently(act, { signal, onWait = () => {} } = {}) {
@@ -90,22 +110,23 @@ export async function patiently(act, { signal, onWait = () => {} } = {}) {
 /**
  * @param {Problem} problem
  * @param {AbortSignal | undefined} signal
- * @param {(words: string) => void} onWait
+ * @param {OnWait} onWait
  */
 async function countDown(problem, signal, onWait) {
   for (let left = problem.retryAfterSeconds; left > 0; left--) {
-    onWait(`${sentence(problem.message)} Trying again in ${left} s.`);
+    onWait(sentence(problem.message), left);
     await pause(1, signal);
   }
 }
 
 /**
  * @param {string} path
- * @param {AbortSignal} [signal]
+ * @param {Parameters<typeof ask>[1]} [options]
  * @returns {Promise<any>}
  */
-async function json(path, signal) {
-  return parse(await (await ask(path, { signal })).text());
+async function json(path, options) {
+  const response = await ask(path, options);
+  return parse(await reached(() => response.text(), options?.signal));
 }
 
 /** @returns {Promise<Model[]>} What can be sampled. */
@@ -124,7 +145,7 @@ export function serviceStatus() {
  * @returns {Promise<Job>}
  */
 export function job(id, signal) {
-  return json(`/v1/jobs/${encodeURIComponent(id)}`, signal);
+  return json(`/v1/jobs/${encodeURIComponent(id)}`, { signal });
 }
 
 /**
@@ -140,14 +161,12 @@ export function jobs(cursor = "", limit = 20) {
  * The job that a request makes; repeated under one key it is the same job.
  *
  * @param {SampleRequest} request
- * @param {{signal?: AbortSignal, onWait?: (words: string) => void}} [options]
+ * @param {{signal?: AbortSignal, onWait?: OnWait}} [options]
  * @returns {Promise<Job>}
  */
 export function submit(request, { signal, onWait } = {}) {
   const headers = { "Idempotency-Key": newKey() };
-  const act = async () =>
-    parse(await (await ask("/v1/samples", { method: "POST", body: request, headers, signal })).text());
-  return patiently(act, { signal, onWait });
+  return patiently(() => json("/v1/samples", { method: "POST", body: request, headers, signal }), { signal, onWait });
 }
 
 /** @returns {string} A name for a submission; `randomUUID` is there over HTTPS and on this machine alone. */
@@ -160,16 +179,16 @@ function newKey() {
  * @param {AbortSignal} signal
  * @returns {Promise<Estimate>} What it would take.
  */
-export async function estimate(request, signal) {
-  return (await ask("/v1/estimates", { method: "POST", body: request, signal })).json();
+export function estimate(request, signal) {
+  return json("/v1/estimates", { method: "POST", body: request, signal });
 }
 
 /**
  * @param {string} id
  * @returns {Promise<Job>} The job, which ends.
  */
-export async function cancel(id) {
-  return parse(await (await ask(`/v1/jobs/${id}/cancel`, { method: "POST" })).text());
+export function cancel(id) {
+  return json(`/v1/jobs/${id}/cancel`, { method: "POST" });
 }
 
 /** @param {string} id */
@@ -183,5 +202,6 @@ export async function erase(id) {
  * @returns {Promise<Blob>} A file of a job.
  */
 export async function blob(path, signal) {
-  return (await ask(path, { signal })).blob();
+  const response = await ask(path, { signal });
+  return reached(() => response.blob(), signal);
 }

@@ -1,22 +1,25 @@
 /** The line that says that the service does not answer, and that it does again. */
 
 import { connection } from "./connection.js";
-import { byId, el } from "./dom.js";
+import { byId, el, say } from "./dom.js";
 
 const GOOD_NEWS_SECONDS = 4;
 
 /** Have the banner of the page tell of the connection. */
 export function installBanner() {
   const banner = byId("banner");
+  const words = el("span");
+  const hurry = el("button", { type: "button", onclick: () => connection.hurry() }, "Try now");
   let timer = 0;
   connection.addEventListener("lost", (event) => {
-    clearInterval(timer);
     let left = /** @type {CustomEvent} */ (event).detail.seconds;
-    const words = el("span", {}, wordsFor(left));
-    timer = setInterval(() => (words.textContent = wordsFor((left = Math.max(0, left - 1)))), 1000);
+    const tell = () => say(words, "The service does not answer.", left--);
+    tell();
+    clearInterval(timer);
+    timer = setInterval(tell, 1000);
     banner.className = "banner bad";
     banner.hidden = false;
-    banner.replaceChildren(words, el("button", { type: "button", onclick: () => connection.hurry() }, "Try now"));
+    if (!hurry.isConnected) banner.replaceChildren(words, hurry);
   });
   connection.addEventListener("found", () => {
     clearInterval(timer);
@@ -24,12 +27,4 @@ export function installBanner() {
     banner.replaceChildren("The service answers again.");
     timer = setTimeout(() => (banner.hidden = true), 1000 * GOOD_NEWS_SECONDS);
   });
-}
-
-/**
- * @param {number} seconds
- * @returns {string}
- */
-function wordsFor(seconds) {
-  return `The service does not answer. ${seconds ? `Trying again in ${seconds} s.` : "Trying again…"}`;
 }

@@ -74,6 +74,21 @@ export function announce(words) {
 }
 
 /**
+ * Show words, or nothing for "", in an element that may be read out whenever it is written: it is only if they are
+ * others, and the seconds that count down beside them are for the eye alone.
+ *
+ * @param {HTMLElement} element
+ * @param {string} words
+ * @param {number} [seconds] Until it is tried again.
+ */
+export function say(element, words, seconds = 0) {
+  if (element.firstChild?.textContent !== words) element.replaceChildren(words, el("span", { "aria-hidden": true }));
+  const countdown = /** @type {Element} */ (element.lastElementChild);
+  countdown.textContent = seconds > 0 ? ` Trying again in ${seconds} s.` : "";
+  element.hidden = !words;
+}
+
+/**
  * Scroll to an element whose beginning is out of sight, or almost.
  *
  * @param {HTMLElement} element

@@ -7,6 +7,7 @@ import { ask, job as ofId, patiently } from "./api.js";
 import { pause } from "./dom.js";
 import { parse } from "./numbers.js";
 
+/** @import { OnWait } from "./api.js" */
 /** @import { Job, News, Preview } from "./types.js" */
 
 /**
@@ -14,7 +15,7 @@ import { parse } from "./numbers.js";
  * @property {(job: Job) => void} onJob
  * @property {(news: News) => void} [onProgress]
  * @property {(preview: Preview) => void} [onPreview]
- * @property {(words: string) => void} [onWait] Why there is no news; "" when there is again.
+ * @property {OnWait} [onWait]
  *
  * @typedef {Listeners & {id: string, onEnd: () => void}} Follower
  */

@@ -1,7 +1,7 @@
 /** A form of fields that say a request: filled from the models, checked here and by the service. */
 
 import { estimate } from "./api.js";
-import { el, pause } from "./dom.js";
+import { el, pause, say } from "./dom.js";
 import { ChoiceField, CheckField, NumberField, SelectField, TextField } from "./fields.js";
 import { Problem } from "./problem.js";
 import { requestOf, seedsListed, usualScale } from "./request.js";
@@ -197,8 +197,7 @@ export class Form {
     const unknown = Object.entries(values).filter(([name]) => !(name in this.fields));
     const refused = Object.entries(values).filter(([name, value]) => this.fields[name]?.takes(value) === false);
     const said = [...refused, ...unknown].map(([name, value]) => `${name}=${value}`).join(", ");
-    this.told.textContent = `The address asks for what is not on offer here, and is left out: ${said}.`;
-    this.told.hidden = !said;
+    say(this.told, said && `The address asks for what is not on offer here, and is left out: ${said}.`);
   }
 
   /** @returns {{request: SampleRequest, errors: FieldError[]}} */
@@ -229,7 +228,7 @@ export class Form {
       this.#isSubmitting = false;
       this.button.removeAttribute("aria-disabled");
     }
-    if (!this.element.querySelector(".error:not(:empty), .notice.bad:not(:empty)")) this.askEstimate();
+    if (!this.element.querySelector(".error:not(:empty), .notice.bad:not([hidden])")) this.askEstimate();
   }
 
   /** Ask what the request would take, once nothing is typed any more, and show what is wrong with it. */
@@ -288,8 +287,7 @@ export class Form {
     for (const [name, field] of Object.entries(this.fields)) field.fault(faults[name] ?? "");
     const more = this.element.querySelector("details");
     if (more?.querySelector(".error:not(:empty)")) more.open = true;
-    this.error.textContent = [words, ...homeless].filter(Boolean).join("; ");
-    this.error.hidden = !this.error.textContent;
+    say(this.error, [words, ...homeless].filter(Boolean).join("; "));
   }
 
   /**
