@@ -369,12 +369,20 @@ def test_a_lost_connection_is_told_and_found_again(page: Page) -> None:
     page.context.set_offline(True)
     expect(page.locator("#banner")).to_contain_text("The service does not answer. Trying again")
     expect(page.locator("#status-words")).to_have_text("No connection")
+    sample(page, count="1", steps="2")
+    page.click("text=Stop trying")
+    expect(page.locator(".pending")).to_have_count(0)
+    until(lambda: not page.get_attribute("#sample button[type=submit]", "aria-disabled"))
+    sample(page)
+    expect(page.locator(".pending")).to_contain_text("The service does not answer")
     page.click("nav >> text=History")
     expect(page.locator("#history .empty")).to_have_text("Your jobs are not known at present.")
-    page.go_back()
     page.context.set_offline(False)
     expect(page.locator("#banner")).to_have_text("The service answers again.")
     expect(page.locator("#status-words")).not_to_have_text("No connection")
+    expect(page.locator(".job[data-picture=whole]")).to_have_count(1)
+    expect(page.locator("#history")).to_be_visible()  # nobody is called away
+    page.go_back()
     page.click(".job >> text=Cancel")
     expect(page.locator(".job-state")).to_have_text("Canceled")
     expect(page.locator(".job .notice")).to_have_count(2)
@@ -391,6 +399,41 @@ def test_a_job_is_followed_through_the_death_of_the_api(page: Page, service: Ser
     until(lambda: int(page.get_attribute(".job", "data-previews") or 0) > before + 1)
     page.click(".job >> text=Cancel")
     expect(page.locator(".job-state")).to_have_text("Canceled")
+
+
+def test_a_proxy_that_reaches_nobody_is_a_lost_connection(page: Page, service: Service) -> None:
+    job = service.ended(service.submit(dataset="points", D=1, count=2, steps=3)["id"])
+    everything = re.compile("/v1/|/livez")
+    page.route(everything, lambda route: route.fulfill(status=502, content_type="text/html", body="Bad Gateway"))
+    page.goto(f"{service.url}/#/job/{job['id']}")
+    expect(page.locator(".job .notice >> visible=true")).to_contain_text("The service does not answer; this goes on")
+    page.click("text=Try now")
+    expect(page.locator("#banner")).to_contain_text(re.compile("Trying again in [2-9] s"))
+    expect(page.locator("text=Try now")).to_be_focused()
+    page.unroute(everything)
+    page.click("text=Try now")
+    is_done(page)
+
+
+def test_what_was_chosen_stays_while_there_is_no_worker(page: Page, browser: Browser, service: Service) -> None:
+    page.check("#sample-D-0")
+    job_id = service.submit(dataset="points", D=1, count=256, steps=100)["id"]
+    until(lambda: service.job(job_id)["progress"]["images_done"])
+    service.client.post(f"/v1/jobs/{job_id}/cancel")
+    service.ended(job_id)
+    os.kill(service.process.pid, signal.SIGSTOP)  # or there would be another worker at once
+    try:
+        os.kill(service.pid("worker-1"), signal.SIGTERM)
+        expect(page.locator("#sample .notice.bad")).to_contain_text("There is no worker")
+        with opened(browser, f"{service.url}/#/job/{job_id}") as other:
+            expect(other.locator(".job[data-picture=some]")).to_be_visible()
+            expect(other.locator("text=Use these settings")).to_have_count(0)
+            os.kill(service.process.pid, signal.SIGCONT)
+            expect(other.locator("text=Use these settings")).to_be_visible()
+    finally:
+        os.kill(service.process.pid, signal.SIGCONT)
+    expect(page.locator("#sample .notice.bad")).to_be_hidden()
+    expect(page.locator("#sample-D-0")).to_be_checked()
 
 
 def test_a_result_that_is_no_longer_kept_is_said_to_be_gone(page: Page, service: Service) -> None:

@@ -1,18 +1,19 @@
 /** One job, watched until it ends, and what came of it. */
 
-import { blob, cancel } from "./api.js";
+import { blob, cancel, patiently } from "./api.js";
 import { filesOf } from "./archive.js";
 import { breakdown } from "./breakdown.js";
-import { announce, el } from "./dom.js";
+import { announce, el, say } from "./dom.js";
 import { follow } from "./follow.js";
 import { currentKey } from "./key.js";
 import { draw, fit, Grid, pngOf } from "./picture.js";
-import { curlOf, modelOf, pythonOf, requestOfJob } from "./request.js";
+import { curlOf, pythonOf, requestOfJob } from "./request.js";
 import { copyButton, saveLink } from "./save.js";
 import { view } from "./viewer.js";
 import { amount, capitalized, counted, duration, errorWords, expectation, imageWords, moment } from "./words.js";
 import { requestWords, seedWords, sentence, statusWords } from "./words.js";
 
+/** @import { OnWait } from "./api.js" */
 /** @import { Job, Model, News } from "./types.js" */
 
 export class JobView {
@@ -24,13 +25,13 @@ export class JobView {
 
   /**
    * @param {string} id
-   * @param {{models: Model[], onReuse: (job: Job) => void}} options
+   * @param {{modelOf: (job: Job) => Model | undefined, onReuse: (job: Job) => void}} options
    */
-  constructor(id, { models, onReuse }) {
+  constructor(id, { modelOf, onReuse }) {
     this.id = id;
-    this.models = models;
+    this.modelOf = modelOf;
     this.onReuse = onReuse;
-    this.state = el("h2", { class: "job-state", tabindex: -1 }, "Looking…");
+    this.state = el("h2", { class: "job-state" }, "Looking…");
     this.words = el("p", { class: "job-words" });
     this.notice = el("p", { class: "notice bad", role: "alert", hidden: true });
     this.waiting = el("p", { class: "notice", role: "status", hidden: true });
@@ -62,7 +63,7 @@ export class JobView {
 
   /** @returns {Model | undefined} */
   get model() {
-    return this.job ? modelOf(this.models, this.job) : undefined;
+    return this.job ? this.modelOf(this.job) : undefined;
   }
 
   /** Watch the job to its end. */
@@ -75,7 +76,7 @@ export class JobView {
           onJob: (each) => this.#show(each),
           onProgress: (news) => this.#showProgress(news),
           onPreview: ({ png }) => this.#showPreview(png),
-          onWait: (words) => this.#wait(words),
+          onWait: this.#wait,
         },
         signal,
       );
@@ -92,15 +93,20 @@ export class JobView {
 
   /** @param {string} words */
   #fail(words) {
-    this.notice.textContent = words;
-    this.notice.hidden = !words;
+    say(this.notice, words);
     if (!this.job) this.state.textContent = "Not here";
   }
 
-  /** @param {string} words */
-  #wait(words) {
-    this.waiting.textContent = words;
-    this.waiting.hidden = !words;
+  /** @type {OnWait} */
+  #wait = (words, seconds) => say(this.waiting, words, seconds);
+
+  /**
+   * @param {string} path
+   * @returns {Promise<Blob>} A file of the job, as soon as the service answers.
+   */
+  #file(path) {
+    const { signal } = this.#stopping;
+    return patiently(() => blob(path, signal), { signal, onWait: this.#wait });
   }
 
   /** @param {Job} job */
@@ -183,7 +189,7 @@ export class JobView {
     const total = job.latency && job.status === "succeeded" ? ` in ${duration(job.latency.total_seconds)}` : "";
     this.state.textContent = statusWords(job.status) + total;
     if (job.status === "canceled") this.#showCanceled(job);
-    if (job.error) this.#fail(`${sentence(job.error.detail)} (${job.error.code})`);
+    this.#fail(job.error ? `${sentence(job.error.detail)} (${job.error.code})` : "");
     this.result.replaceChildren(
       ...(job.latency && job.status === "succeeded" ? [breakdown(job.latency)] : []),
       this.#saving(job),
@@ -198,7 +204,7 @@ export class JobView {
 
   /** @param {Job} job */
   async #showGrid(job) {
-    await this.grid?.show(await blob(job.links.grid, this.#stopping.signal), job.request.scale);
+    await this.grid?.show(await this.#file(job.links.grid), job.request.scale);
     this.grid?.makeOpenable();
     this.caption.textContent = this.#usualCaption();
     this.element.dataset.picture = "whole";
@@ -216,7 +222,7 @@ export class JobView {
 
   /** @param {Job} job Whose other images were not finished. */
   async #showFinished(job) {
-    const files = [...(await filesOf(await blob(job.links.zip, this.#stopping.signal)))];
+    const files = [...(await filesOf(await this.#file(job.links.zip)))];
     const images = files.flatMap(([name, png]) => {
       const place = name.endsWith(".png") ? Number.parseInt(name, 10) : NaN;
       return Number.isNaN(place) ? [] : [/** @type {[number, Blob]} */ ([place, png])];
@@ -301,12 +307,18 @@ export class JobView {
       "A row for every image: from the highest noise level at the left to the image itself at the right. ",
     );
     const whole = el("details", { class: "facts" }, el("summary", {}, "How the images came about"), hint, room);
+    let isAsked = false;
     whole.addEventListener("toggle", async () => {
-      if (!whole.open || whole.dataset.drawn) return;
-      whole.dataset.drawn = "yes";
-      await draw(canvas, await blob(job.links.trajectory), job.request.scale);
-      fit(canvas, { width: Math.max(room.clientWidth, 3 * canvas.width), factor: 4 });
-      if (room.scrollWidth > room.clientWidth) hint.append("Scroll sideways to see all of it.");
+      if (!whole.open || isAsked) return;
+      isAsked = true;
+      try {
+        await draw(canvas, await this.#file(job.links.trajectory), job.request.scale);
+        fit(canvas, { width: Math.max(room.clientWidth, 3 * canvas.width), factor: 4 });
+        if (room.scrollWidth > room.clientWidth) hint.append("Scroll sideways to see all of it.");
+      } catch (error) {
+        isAsked = false; // it may be opened once more
+        this.#fail(errorWords(error));
+      }
     });
     return whole;
   }

@@ -184,18 +184,18 @@ export class Grid {
    * @param {number} scale By which they are enlarged.
    */
   async showSome(images, scale) {
-    const { columns, size } = this.options;
+    const { columns } = this.options;
     await this.#drawn;
-    if (!size) return;
-    this.#empty(size);
     const context = this.canvas.getContext("2d");
     const single = el("canvas");
+    const [first] = images.keys();
     for (const [k, png] of images) {
       await draw(single, png, scale);
+      if (k === first) this.#empty(single); // all are as large as this one
       context?.drawImage(
         single,
-        GAP + (k % columns) * (size.width + GAP),
-        GAP + Math.floor(k / columns) * (size.height + GAP),
+        GAP + (k % columns) * (single.width + GAP),
+        GAP + Math.floor(k / columns) * (single.height + GAP),
       );
     }
     this.makeOpenable();

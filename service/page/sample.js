@@ -1,13 +1,14 @@
 /** The view that samples: the form, and the job that it made. */
 
 import { submit } from "./api.js";
-import { announce, byId, el, reveal } from "./dom.js";
+import { announce, byId, el, reveal, say } from "./dom.js";
 import { Form } from "./form.js";
 import { JobView } from "./job.js";
 import { modelOf, PREVIEWS, valuesOfJob } from "./request.js";
 import { note, remember, remembered } from "./route.js";
 import { errorWords } from "./words.js";
 
+/** @import { OnWait } from "./api.js" */
 /** @import { Job, Model, SampleRequest } from "./types.js" */
 /** @import { Route } from "./route.js" */
 
@@ -16,7 +17,7 @@ export class SampleView {
   models = [];
   /** @type {JobView | null} */
   #shown = null;
-  #isCurrent = false;
+  #view = ""; // of the address, while it is one of these
   #isFilled = false;
 
   constructor() {
@@ -33,13 +34,15 @@ export class SampleView {
 
   /** @param {Model[]} models */
   offer(models) {
+    const before = this.#shown?.model;
     this.models = models;
     this.form.offer(models);
+    if (!before && this.#shown?.model) this.#watch(this.#shown.id); // now its classes have names
   }
 
   /** @param {Route} route */
   enter({ view, id, values }) {
-    this.#isCurrent = view === "sample";
+    this.#view = view;
     if (Object.keys(values).length || !this.#isFilled) this.#fill(values);
     if (view !== "job") return this.#changed();
     if (this.#shown?.id === id) return;
@@ -47,7 +50,7 @@ export class SampleView {
   }
 
   leave() {
-    this.#isCurrent = false;
+    this.#view = "";
   }
 
   /** @param {Record<string, string>} values */
@@ -62,7 +65,7 @@ export class SampleView {
     if (!this.#isFilled) return;
     const { values } = this.form;
     remember("sample", values);
-    if (this.#isCurrent) note("sample", values);
+    if (this.#view === "sample") note("sample", values);
   }
 
   /** @param {SampleRequest} request Submitted; what is shown stays until there is a job to show. */
@@ -81,15 +84,17 @@ export class SampleView {
       words,
       el("div", { class: "actions" }, stop),
     );
-    const onWait = (/** @type {string} */ each) => {
-      words.textContent = each;
-      if (!each || pending.isConnected) return;
+    /** @type {OnWait} */
+    const onWait = (why, seconds) => {
+      say(words, why, seconds);
+      if (!why || pending.isConnected) return;
       this.stage.prepend(pending);
       reveal(this.stage);
     };
     try {
       const job = await submit({ ...request, previews: PREVIEWS }, { signal: stopping.signal, onWait });
-      location.hash = `#/job/${job.id}`;
+      if (this.#view) location.hash = `#/job/${job.id}`;
+      else this.#watch(job.id); // to be seen when this view is
       announce("Queued.");
     } catch (error) {
       if (!stopping.signal.aborted) this.#refused(error);
@@ -107,7 +112,7 @@ export class SampleView {
 
   /** @param {string} id */
   #watch(id) {
-    const view = new JobView(id, { models: this.models, onReuse: (job) => this.#reuse(job) });
+    const view = new JobView(id, { modelOf: (job) => modelOf(this.models, job), onReuse: (job) => this.#reuse(job) });
     this.#show(view.element);
     this.#shown = view;
     view.run();
