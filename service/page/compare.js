@@ -1,6 +1,6 @@
 /** The view that compares: the form, and the jobs that it made side by side. */
 
-import { job as ofId, submit } from "./api.js";
+import { submit } from "./api.js";
 import { Comparison } from "./comparison.js";
 import { CompareForm } from "./compareform.js";
 import { byId, el, reveal } from "./dom.js";
@@ -61,6 +61,7 @@ export class CompareView {
       else this.form.values = remembered("compare");
     }
     if (jobs && jobs !== this.#ids) this.#find(jobs);
+    this.#changed();
   }
 
   leave() {
@@ -74,7 +75,10 @@ export class CompareView {
     if (this.#isCurrent) note("compare", { ...values, jobs: this.#ids });
   }
 
-  /** @param {SampleRequest} base Submitted; what is shown stays if the service would not have it. */
+  /**
+   * @param {SampleRequest} base Submitted; what is shown stays if the service would not have it.
+   * @returns {Promise<void>}
+   */
   async #submit(base) {
     const isSeeded = base.seed !== undefined || base.seeds;
     const [drawn] = crypto.getRandomValues(new Uint32Array(1));
@@ -95,8 +99,7 @@ export class CompareView {
       const name = this.form.by === "D" ? named("D", dimension(request.D)) : `${request.steps} steps`;
       const row = new Row(name, begin, comparison);
       async function begin() {
-        const onWait = (/** @type {string} */ words) => (row.state.textContent = words || "Sending…");
-        const job = await submit(request, { signal: comparison.signal, onWait });
+        const job = await submit(request, { signal: comparison.signal, onWait: row.wait });
         ids[place] = job.id;
         keep(ids);
         return job;
@@ -124,7 +127,7 @@ export class CompareView {
   #find(jobs) {
     const comparison = this.#show();
     this.#ids = jobs;
-    comparison.run(jobs.split(",").map((id) => new Row("", () => ofId(id, comparison.signal), comparison)));
+    comparison.run(jobs.split(",").map((id) => new Row("", async () => ({ id }), comparison)));
   }
 
   /** @returns {Comparison} */

@@ -1,11 +1,12 @@
 /** One of several jobs that are compared: its images, how they came about, and how far they are from one another. */
 
-import { blob } from "./api.js";
-import { el } from "./dom.js";
+import { blob, patiently } from "./api.js";
+import { el, say } from "./dom.js";
 import { follow } from "./follow.js";
 import { draw, fit, Grid, pngOf } from "./picture.js";
 import { amount, counted, duration, errorWords, expectation, statusWords } from "./words.js";
 
+/** @import { OnWait } from "./api.js" */
 /** @import { Comparison } from "./comparison.js" */
 /** @import { Job, News, Preview } from "./types.js" */
 
@@ -30,7 +31,7 @@ export class Row {
 
   /**
    * @param {string} name
-   * @param {() => Promise<Job>} begin Submits the job, or finds it.
+   * @param {() => Promise<{id: string}>} begin Submits the job, or knows it.
    * @param {Comparison} whole
    */
   constructor(name, begin, whole) {
@@ -38,7 +39,7 @@ export class Row {
     this.begin = begin;
     this.whole = whole;
     this.title = el("h3", {}, name);
-    this.state = el("p", { class: "hint", role: "status" }, "Sending…");
+    this.state = el("p", { class: "hint" }, "Sending…");
     this.picture = el("div", { class: "picture" });
     this.element = el(
       "section",
@@ -58,7 +59,7 @@ export class Row {
           onJob: (job) => this.#show(job),
           onProgress: (news) => this.#progress(news),
           onPreview: (preview) => this.#preview(preview),
-          onWait: (words) => words && this.#tell(words),
+          onWait: this.wait,
         },
         signal,
       );
@@ -68,12 +69,17 @@ export class Row {
     }
   }
 
+  /** @type {OnWait} */
+  wait = (words, seconds) => {
+    if (words) say(this.state, words, seconds);
+  };
+
   /**
    * @param {string} words
    * @param {string} [mood]
    */
   #tell(words, mood = "") {
-    this.state.textContent = words;
+    say(this.state, words);
     this.state.classList.toggle("bad", mood === "bad");
   }
 
@@ -83,6 +89,7 @@ export class Row {
     this.element.dataset.status = job.status;
     this.title.replaceChildren(el("a", { href: `#/job/${job.id}` }, this.whole.nameOf(job)));
     this.name = this.whole.nameOf(job);
+    this.element.setAttribute("aria-label", this.name);
     if (!job.finished_at) this.#tell(statusWords(job.status));
     if (this.grid) return;
     const model = this.whole.modelOf(job);
@@ -119,8 +126,9 @@ export class Row {
       const why = job?.error ? `: ${job.error.detail}` : "";
       return this.#tell(job ? statusWords(job.status) + why : "", "bad");
     }
+    const files = () => Promise.all([blob(job.links.grid, signal), blob(job.links.trajectory, signal)]);
+    const [grid, path] = await patiently(files, { signal, onWait: this.wait });
     this.#tell(`Sampled in ${duration(job.latency.sampling_seconds)}`);
-    const [grid, path] = await Promise.all([blob(job.links.grid, signal), blob(job.links.trajectory, signal)]);
     const canvas = el("canvas");
     canvas.getContext("2d", { willReadFrequently: true });
     await Promise.all([this.grid?.show(grid, job.request.scale), draw(canvas, path, job.request.scale)]);
