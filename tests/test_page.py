@@ -326,6 +326,35 @@ def test_history_is_reopened_after_a_reload_used_again_and_deleted(page: Page, s
     expect(page.locator(".job .notice.bad")).to_have_text("There is no such job, or no longer.")
 
 
+def shown_jobs(page: Page) -> list[str]:
+    """The ids of the jobs that the history lists."""
+    ids: list[str] = page.locator(".entry").evaluate_all("all => all.map((entry) => entry.dataset.id)")
+    return ids
+
+
+def test_history_lists_the_last_jobs_in_their_order(page: Page, service: Service) -> None:
+    def submit(count: int) -> None:
+        for _ in range(count):
+            jobs.insert(0, service.submit(dataset="points", D=1, count=1, steps=2)["id"])
+
+    jobs = list[str]()
+    submit(22)
+    page.click("nav >> text=History")
+    until(lambda: shown_jobs(page) == jobs[:20])
+    page.click(f"[data-id='{jobs[0]}'] button")
+    page.click(f"[data-id='{jobs.pop(0)}'] button")
+    until(lambda: shown_jobs(page) == jobs[:19])
+    page.click("nav >> text=Sample")
+    page.click("nav >> text=History")  # is looked at anew
+    until(lambda: shown_jobs(page) == jobs[:20])
+    page.click("nav >> text=Sample")
+    submit(21)
+    page.click("nav >> text=History")
+    until(lambda: shown_jobs(page) == jobs[:20])
+    page.click("text=Older jobs")
+    until(lambda: shown_jobs(page) == jobs[:40])
+
+
 def test_a_link_says_what_the_form_holds(browser: Browser, service: Service) -> None:
     with opened(
         browser, f"{service.url}/#/sample?dataset=points&D=inf&steps=7&seed=1&solver=euler&label=%3Dclass+1"

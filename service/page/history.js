@@ -1,10 +1,10 @@
 /** The caller's jobs with thumbnails, the last one first. */
 
 import { blob, erase, jobs } from "./api.js";
-import { announce, byId, el, pause } from "./dom.js";
+import { announce, byId, el, pause, say } from "./dom.js";
 import { draw, excerpt, fit } from "./picture.js";
 import { modelOf } from "./request.js";
-import { ago, amount, clock, errorWords, moment, requestWords, seedWords, statusWords } from "./words.js";
+import { ago, clock, counted, errorWords, moment, requestWords, seedWords, statusWords } from "./words.js";
 
 /** @import { Job, Model } from "./types.js" */
 
@@ -53,25 +53,25 @@ export class HistoryView {
   async #update() {
     try {
       const { jobs: found, next } = await jobs();
-      const isFirst = this.#entries.size === 0;
-      for (const job of [...found].reverse()) this.#put(job, true);
-      if (isFirst) this.#showNext(next);
-      this.#forget(found);
-      this.#tell("");
+      const isAnew = !next || !found.some(({ id }) => this.#entries.has(id)); // or jobs between them would be missing
+      this.#forget(found, isAnew);
+      for (const job of found) this.#put(job);
+      if (isAnew) this.#showNext(next);
+      say(this.error, "");
       this.none.textContent = "No jobs yet, or none that is still kept.";
     } catch (error) {
       this.none.textContent = "Your jobs are not known at present.";
-      this.#tell(errorWords(error));
+      say(this.error, errorWords(error));
     }
   }
 
   async #older() {
     try {
       const { jobs: found, next } = await jobs(this.#next);
-      for (const job of found) this.#put(job, false);
+      for (const job of found) this.#put(job);
       this.#showNext(next);
     } catch (error) {
-      this.#tell(errorWords(error));
+      say(this.error, errorWords(error));
     }
   }
 
@@ -81,31 +81,27 @@ export class HistoryView {
     this.more.hidden = !next;
   }
 
-  /** @param {string} words */
-  #tell(words) {
-    this.error.textContent = words;
-    this.error.hidden = !words;
-  }
-
-  /**
-   * @param {Job} job
-   * @param {boolean} isNewer Than all that is shown and not known.
-   */
-  #put(job, isNewer) {
+  /** @param {Job} job Shown where its time has it. */
+  #put(job) {
     let entry = this.#entries.get(job.id);
     if (!entry) {
       entry = new Entry(job, () => this.#delete(job.id));
       this.#entries.set(job.id, entry);
-      if (isNewer) this.list.prepend(entry.element);
-      else this.list.append(entry.element);
+      const older = [...this.list.children].find((each) => String(each.getAttribute("data-time")) < job.created_at);
+      this.list.insertBefore(entry.element, older ?? null);
     }
     entry.show(job, modelOf(this.models, job)?.classes ?? []);
     this.none.hidden = true;
   }
 
-  /** @param {Job[]} found Take away what was deleted elsewhere, of the part of the list that these are. */
-  #forget(found) {
-    const oldest = found.at(-1)?.created_at ?? "";
+  /**
+   * Take away what is no longer there.
+   *
+   * @param {Job[]} found The last jobs.
+   * @param {boolean} isAnew Whether they are all that is to be shown.
+   */
+  #forget(found, isAnew) {
+    const oldest = isAnew ? "" : (found.at(-1)?.created_at ?? "");
     const kept = new Set(found.map(({ id }) => id));
     for (const [id, entry] of this.#entries) {
       if (!kept.has(id) && entry.job.created_at > oldest) this.#remove(id);
@@ -120,7 +116,7 @@ export class HistoryView {
       this.#remove(id);
       announce("Deleted.");
     } catch (error) {
-      this.#tell(errorWords(error));
+      say(this.error, errorWords(error));
     }
     this.none.hidden = this.#entries.size > 0;
   }
@@ -152,7 +148,7 @@ class Entry {
     this.state = el("p", { class: "entry-state" });
     this.element = el(
       "li",
-      { class: "card entry", "data-id": job.id },
+      { class: "card entry", "data-id": job.id, "data-time": job.created_at },
       this.thumbnail,
       el("div", { class: "entry-text" }, this.words, this.state),
       deleteButton(onDelete),
@@ -172,7 +168,7 @@ class Entry {
     this.element.dataset.status = job.status;
     this.words.textContent = `${requestWords(job.request, classes)}, ${seedWords(job)}`;
     const why = job.error ? `: ${job.error.detail}` : "";
-    const half = job.status === "canceled" ? `, ${amount(job.progress.images_done)} images finished` : "";
+    const half = job.status === "canceled" ? `, ${counted(job.progress.images_done, "image")} finished` : "";
     this.state.textContent = `${statusWords(job.status)}${half}${why} · ${ago(job.created_at)} · ${clock(job.created_at)}`;
     this.state.title = moment(job.created_at);
     if (isNew) this.#draw();
@@ -186,6 +182,8 @@ class Entry {
       await draw(grid, await blob(this.job.links.grid), this.job.request.scale);
       const { count, columns } = this.job.request;
       const room = this.thumbnail.clientWidth;
+      this.#isDrawn = room > 0; // none if the view was left meanwhile
+      if (!room) return;
       excerpt(grid, count, columns, this.canvas, room);
       fit(this.canvas, { width: room, height: room });
     } catch {
