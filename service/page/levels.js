@@ -10,8 +10,7 @@ export function plannedLevels({ steps, solver, sigma_min, sigma_max, rho = 7, di
   if (discretization !== "edm") return [];
   const [first, last] = [sigma_max ** (1 / rho), sigma_min ** (1 / rho)];
   const levels = Array.from({ length: steps }, (_, i) => (first + (i / (steps - 1)) * (last - first)) ** rho);
-  const isSecondOrder = solver === "heun" || solver === "churn";
-  return isSecondOrder ? levels.flatMap((level, i) => (i ? [level, level] : [level])) : levels;
+  return isSecondOrder(solver) ? levels.flatMap((level, i) => (i ? [level, level] : [level])) : levels;
 }
 
 /**
@@ -22,5 +21,13 @@ export function plannedLevels({ steps, solver, sigma_min, sigma_max, rho = 7, di
  * @returns {number}
  */
 export function evaluationsOf(solver, steps) {
-  return solver === "heun" || solver === "churn" ? 2 * steps - 1 : steps;
+  return isSecondOrder(solver) ? 2 * steps - 1 : steps;
+}
+
+/**
+ * @param {string} solver
+ * @returns {boolean} Whether it asks the network twice on every step but the last.
+ */
+function isSecondOrder(solver) {
+  return solver === "heun" || solver === "churn";
 }

@@ -14,7 +14,7 @@ export function currentRoute() {
  * @param {Record<string, string>} values Empty ones are left out.
  * @returns {string}
  */
-export function hashOf(view, values) {
+function hashOf(view, values) {
   const query = new URLSearchParams(Object.entries(values).filter(([, value]) => value));
   return `#/${view}${query.size ? `?${query}` : ""}`;
 }

@@ -16,7 +16,6 @@ import { errorWords } from "./words.js";
 export function saveLink(text, path, name, onError) {
   const link = el("a", { class: "button", href: path, download: name }, text);
   link.addEventListener("click", async (event) => {
-    if (link.href.startsWith("blob:")) return;
     event.preventDefault();
     try {
       await save(await blob(path), name);

@@ -63,7 +63,7 @@ export function named(letter, value) {
 
 /**
  * @param {number} seconds
- * @returns {string} With as many digits as mean something: "8 ms", "1.25 s", "3 min 20 s".
+ * @returns {string} With as many digits as mean something: "8 ms", "1.3 s", "45 s", "3 min".
  */
 export function duration(seconds) {
   if (seconds < 0.0995) return `${Math.round(1000 * seconds)} ms`;
