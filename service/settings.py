@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.addresses import Network, networks
@@ -103,9 +103,13 @@ class Settings(BaseSettings):
     max_queued_evaluations: int = Field(
         20_000_000, ge=1, description="Network evaluations (images x evaluations each) accepted but not done."
     )
-    lease_seconds: Seconds = Field(30.0, description="How long a batch stays a worker's without a sign of life.")
     heartbeat_seconds: Seconds = Field(5.0, description="How often workers show that they live.")
     progress_seconds: Seconds = Field(0.1, description="How often progress is noted, at most.")
+    lease_seconds: Seconds = Field(
+        30.0,
+        description="How long a batch stays a worker's without a sign of life; at least twice "
+        "`PFGMPP_HEARTBEAT_SECONDS` and `PFGMPP_PROGRESS_SECONDS` together.",
+    )
     reap_seconds: Seconds = Field(0.5, description="How often lost leases are looked for, and webhooks to call.")
     hang_seconds: Seconds = Field(
         600.0, description="After so long in one network call a worker gives up, and is started anew."
@@ -144,6 +148,18 @@ class Settings(BaseSettings):
                 "redis+sentinel://HOST,HOST/SERVICE"
             )
         return url
+
+    @field_validator("lease_seconds")
+    @classmethod
+    def _outlasts_renewals(cls, lease: float, info: ValidationInfo) -> float:
+        # A worker looks every progress_seconds whether a heartbeat has passed since it last renewed its leases.
+        between = sum(info.data.get(name, 0.0) for name in ("heartbeat_seconds", "progress_seconds"))
+        if lease < 2 * between:
+            raise ValueError(
+                f"must be at least {2 * between:g}, for leases are renewed up to {between:g} s apart; raise it, or "
+                "lower heartbeat_seconds or progress_seconds"
+            )
+        return lease
 
     @field_validator("webhook_secret")
     @classmethod

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from bench.running import Service, running, until
 from bench.stores import exact_checkpoint
 from service.cli import app
+from service.settings import Settings
 from tests.helpers import S3_SECRET, forbid
 
 DIGITS = {"dataset": "digits", "D": 2048}
@@ -411,6 +412,16 @@ def test_wrong_settings_are_named() -> None:
     assert done.exit_code == 2
     assert "port" in done.stderr
     assert "lease_seconds" in done.stderr
+
+
+def test_a_lease_outlasts_renewals() -> None:
+    done = typed("api", PFGMPP_LEASE_SECONDS="4", REDIS_URL="")
+    assert done.exit_code == 2
+    assert "lease_seconds: must be at least 10.2" in done.stderr
+    assert "lower heartbeat_seconds or progress_seconds (it is '4')" in done.stderr
+    Settings(lease_seconds=4, heartbeat_seconds=1.5, progress_seconds=0.5)
+    with pytest.raises(ValueError, match="at least 20"):
+        Settings(lease_seconds=19, heartbeat_seconds=5, progress_seconds=5)
 
 
 def test_a_worker_alone_serves_its_own_metrics(redis_url: str, points: Path, tmp_path: Path) -> None:
