@@ -5,9 +5,11 @@ import ipaddress
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from stat import S_IMODE
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -155,14 +157,24 @@ class Keys:
         self._write(kept)
 
     def _write(self, keys: list[Key]) -> None:
-        """Replace the file, which its user alone can read. Raises AccessError."""
+        """Replace the file; who may read it is as before, for a new one its user alone. Raises AccessError."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                with suppress(FileNotFoundError):
+                    _grant_as(self.path.stat(), file.fileno())
                 file.write(_File(keys=keys).model_dump_json(indent=1, exclude_none=True))
             os.replace(temporary, self.path)
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
             raise AccessError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+
+def _grant_as(status: os.stat_result, descriptor: int) -> None:
+    """Give a file the owner, the group and the mode of another. Raises OSError for who may not."""
+    os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, S_IMODE(status.st_mode))
 
 
 def is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 """Access: keys in a file, and what each caller may do on every route."""
 
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -64,6 +65,19 @@ def test_nobody_is_let_in_while_the_file_cannot_be_read(keys: Keys, content: str
     keys.path.write_text(good)
     assert keys.is_readable
     assert keys.caller(key)
+
+
+def test_who_may_read_the_file_stays_so(keys: Keys) -> None:
+    """A service goes on reading its file when another user, such as root, has changed it."""
+    keys.add(Caller(name="alice"))
+    is_root = os.geteuid() == 0
+    owner = (10001, 10002) if is_root else (os.geteuid(), os.getegid())
+    os.chown(keys.path, *owner)
+    keys.path.chmod(0o640)
+    for change in (lambda: keys.add(Caller(name="bob")), lambda: keys.revoke("alice")):
+        change()
+        status = keys.path.stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (*owner, 0o640)
 
 
 def test_names_are_different(keys: Keys) -> None:
