@@ -230,7 +230,7 @@ def test_many_requests_are_mapped_in_order_and_canceled_when_nobody_wants_them(c
 
 def test_a_stream_is_the_images_of_one_request_in_several_jobs(client: Client) -> None:
     whole = client.sample(**POINTS, count=10, seed=7)
-    streamed = [np.asarray(image) for image in client.stream(per_job=4, **POINTS, count=10, seed=7)]
+    streamed = [np.asarray(image) for image in client.stream(per_job=4, **POINTS, count=10, seed=7, columns=5)]
     assert np.array_equal(np.stack(streamed), whole.array[..., 0])
     assert len(list(client.stream(per_job=2, **POINTS, seeds=[3, 1, 2]))) == 3
     three: Any = {**POINTS, "seeds": [1, 2, 3], "labels": [0, 1, 0]}

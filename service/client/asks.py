@@ -108,13 +108,17 @@ def _plain(value: Any) -> Any:
 
 
 def portions(fields: SampleFields, most: int) -> Iterator[SampleFields]:
-    """Requests for at most so many images each, which together make the images of one. Raises ValueError."""
+    """Requests for at most so many images each, which together make the images of one. Raises ValueError.
+
+    They leave out `columns`: no grid is made of all, and one of the last images may be narrower.
+    """
     if most < 1:
         raise ValueError(f"a job has at least 1 image, not {most}")
     lists = [name for name in ("seeds", "labels") if fields.get(name) is not None]
     count = fields.get("count", len(fields[lists[0]]) if lists else 1)  # type: ignore[literal-required]
+    shared = {name: value for name, value in fields.items() if name != "columns"}
     for start in range(0, count, most):
-        part: dict[str, Any] = {**fields, "count": min(most, count - start)}
+        part: dict[str, Any] = {**shared, "count": min(most, count - start)}
         part |= {name: part[name][start : start + most] for name in lists}
         if fields.get("seed") is not None:
             part["seed"] = fields["seed"] + start
