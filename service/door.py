@@ -275,7 +275,7 @@ class Door:
         return results.with_images(await self.job(job_id, caller))
 
     async def estimate(self, body: bytes, caller: Caller) -> Estimate:
-        """What a body of `POST /v1/samples` would take. Raises InvalidRequest, UnknownModel or NoWorker."""
+        """What a body of `POST /v1/samples` would take. Raises Draining, InvalidRequest, UnknownModel or NoWorker."""
         request, catalogue = await self._resolved(body), await self.catalogue()
         job = self._submission(request, caller, body, "")
         ahead = await self.queue.ahead(job.evaluations, job.priority, job.owner, list(catalogue.models))

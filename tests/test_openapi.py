@@ -9,6 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from service.api import create_app
+from service.door import REFUSALS
 from service.openapi import TAGS
 from service.problems import Problem
 from service.settings import Settings
@@ -93,6 +94,21 @@ def test_refusals_show_where_they_come_from(document: dict[str, Any]) -> None:
             assert ("Retry-After" in operation["responses"].get("503", {}).get("headers", {})) == (
                 "503" in operation["responses"]
             )
+
+
+def test_submissions_and_estimates_show_why_they_may_be_refused(document: dict[str, Any]) -> None:
+    submitted, estimated = (
+        {
+            code
+            for response in document["paths"][path]["post"]["responses"].values()
+            for content in response["content"].values()
+            for code in content.get("examples", ())
+        }
+        for path in ("/v1/samples", "/v1/estimates")
+    )
+    assert {problem.code for problem in REFUSALS} <= submitted
+    assert {"unknown-model", "no-worker", "draining"} <= estimated < submitted
+    assert "queue-full" not in estimated, "it is an answer's `refusal`"
 
 
 def test_every_problem_has_an_example() -> None:

@@ -26,6 +26,7 @@ from service.problems import (
     StoreUnavailable,
     TooMany,
     TooSlow,
+    UnknownModel,
 )
 from service.routes import caller_of, door_of, new_router
 from service.routes.results import PNG, grid_of
@@ -41,7 +42,17 @@ from service.wire import (
 
 router = new_router()
 
-REFUSALS = (BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueFull, QueueUnavailable, Draining)
+REFUSALS = (
+    BodyTooLarge,
+    TooSlow,
+    Incomplete,
+    NotJson,
+    InvalidRequest,
+    UnknownModel,
+    NoWorker,
+    QueueUnavailable,
+    Draining,
+)
 """What may be wrong with a request for images."""
 
 SUBMITTED = LOCATION | {"Preference-Applied": header("With `Prefer: wait=N`: that it was heeded.", "wait=30")}
@@ -65,7 +76,7 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
             "headers": SUBMITTED,
         },
         202: {"description": "It is queued.", "links": JOB_LINKS, "headers": SUBMITTED},
-        **problem_responses(*REFUSALS, KeyConflict, NoResult, Gone, StoreUnavailable, TooMany, OverQuota),
+        **problem_responses(*REFUSALS, QueueFull, KeyConflict, NoResult, Gone, StoreUnavailable, TooMany, OverQuota),
     },
     openapi_extra={"parameters": [PREFER_WAIT, IDEMPOTENCY_KEY], "requestBody": SAMPLE_BODY},
 )
