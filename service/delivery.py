@@ -56,10 +56,6 @@ class Delivery:
         self._storing = ThreadPoolExecutor(1, "store")
         self._under_way: set[asyncio.Task[object]] = set()
 
-    @property
-    def is_idle(self) -> bool:
-        return not self._under_way
-
     def sampled(self, shares: Sequence[Share]) -> None:
         """Shares are at their end; for any thread."""
         self._storing.submit(self._store, shares)
