@@ -151,7 +151,7 @@ class Catalogue:
         return all(guide.name in names for names in offers if model.name in names)
 
     @property
-    def is_warm(self) -> bool:
+    def can_serve(self) -> bool:
         """Whether some worker has a model to serve, and goes on."""
         return any(worker.models and worker.state not in {"draining", "lost"} for worker in self.workers)
 
@@ -202,7 +202,7 @@ class Catalogue:
         return seconds
 
     def find(self, dataset: str, D: float | str) -> OfferedModel | None:
-        """The model of a dataset and D, if a live worker holds it."""
+        """The model of a dataset and D, if a live worker serves it."""
         return next((m for m in self.models.values() if m.dataset == dataset and float(m.D) == float(D)), None)
 
     def remembers(self, dataset: str, D: float | str) -> bool:

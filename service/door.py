@@ -168,7 +168,7 @@ class Door:
             return model
         asked = f"dataset {request.dataset!r} with D = {request.D}"
         if catalogue.remembers(request.dataset, request.D) or not catalogue.workers:
-            raise NoWorker(f"no worker holds {asked} at present", retry_after_seconds=NO_WORKER_RETRY_SECONDS)
+            raise NoWorker(f"no worker serves {asked} at present", retry_after_seconds=NO_WORKER_RETRY_SECONDS)
         is_dataset_known = any(offered.dataset == request.dataset for offered in catalogue.models.values())
         detail = f"there is no {asked}; there is: {catalogue.describe()}"
         raise UnknownModel(detail, [FieldError(field="D" if is_dataset_known else "dataset", message=detail)])
@@ -181,7 +181,7 @@ class Door:
                 return model
         if not catalogue.workers or any(model.name == name for model in catalogue.remembered):
             raise NoWorker(
-                f"no worker holds a model {name[:128]!r} at present", retry_after_seconds=NO_WORKER_RETRY_SECONDS
+                f"no worker serves a model {name[:128]!r} at present", retry_after_seconds=NO_WORKER_RETRY_SECONDS
             )
         raise NoSuchModel(
             f"there is no model {name[:128]!r}; there is: {', '.join(catalogue.models)}",
@@ -266,12 +266,12 @@ class Door:
             return None
         return f"a worker that serves {job.request['model']}; there is none at present"
 
-    async def finished(self, job_id: str, caller: Caller) -> Job:
+    async def with_result(self, job_id: str, caller: Caller) -> Job:
         """A job that has a result. Raises NotFound, Gone, NotFinished or NoResult."""
         return results.with_result(await self.job(job_id, caller))
 
     async def with_images(self, job_id: str, caller: Caller) -> Job:
-        """A job that has images, all or some. Raises as `finished`."""
+        """A job that has images, all or some. Raises as `with_result`."""
         return results.with_images(await self.job(job_id, caller))
 
     async def estimate(self, body: bytes, caller: Caller) -> Estimate:
@@ -359,14 +359,14 @@ class Door:
             raise Draining("this server is about to stop", retry_after_seconds=DRAINING_RETRY_SECONDS)
 
     async def check_ready(self) -> Catalogue:
-        """The catalogue, when Redis answers and a live worker holds a model. Raises Draining or NotReady."""
+        """The catalogue, when Redis answers and a live worker serves a model. Raises Draining or NotReady."""
         self.check_open()
         try:
             catalogue = await self.catalogue(is_fresh=True)
         except RedisError as error:
             raise NotReady("Redis does not answer", retry_after_seconds=2) from error
-        if not catalogue.is_warm:
-            raise NotReady("no live worker holds a model yet", retry_after_seconds=NO_WORKER_RETRY_SECONDS)
+        if not catalogue.can_serve:
+            raise NotReady("no live worker serves a model yet", retry_after_seconds=NO_WORKER_RETRY_SECONDS)
         return catalogue
 
     async def census(self) -> tuple[Catalogue, Census]:

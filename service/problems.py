@@ -194,7 +194,7 @@ class StoreUnavailable(Problem):
 
 class NoWorker(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "no-worker"
-    example = "no worker holds dataset 'digits' with D = 2048 at present"
+    example = "no worker serves dataset 'digits' with D = 2048 at present"
 
 
 class Draining(Problem):
@@ -204,7 +204,7 @@ class Draining(Problem):
 
 class NotReady(Problem):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "not-ready"
-    example = "no live worker holds a model yet"
+    example = "no live worker serves a model yet"
 
 
 class NotInTime(Problem):

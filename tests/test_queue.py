@@ -643,7 +643,7 @@ async def test_workers_are_offered_while_they_live(queue: Queue, settings: Setti
     await queue.retire("worker-1")
     after = await queue.catalogue()
     assert list(after.models) == ["digits-dinf"]
-    assert not after.is_warm
+    assert not after.can_serve
     assert after.remembers("digits", 128)
     await queue.forget_workers(seen_before=time.time() - 60)
     assert not await _nobody_left(queue), "one that has announced itself since stays"

@@ -595,7 +595,7 @@ async def test_a_stopped_worker_finishes_what_it_holds_and_leaves(
         worker.stop()
         catalogue = await eventually(lambda: _draining(queue))
         assert catalogue.models
-        assert not catalogue.is_warm
+        assert not catalogue.can_serve
         assert (await ended(queue, job_id)).status == "succeeded"
     assert not (await queue.catalogue()).workers
 

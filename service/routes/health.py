@@ -26,7 +26,7 @@ async def livez() -> dict[str, str]:
     responses=problem_responses(NotReady, Draining),
 )
 async def readyz(request: Request) -> dict[str, Any]:
-    """Redis answers, a live worker has a model to serve, and whoever has a key is known."""
+    """Redis answers, a live worker serves a model, and whoever has a key is known."""
     catalogue = await check_ready(request)
     return {"status": "ready", "models": len(catalogue.models), "workers": len(catalogue.workers)}
 

@@ -17,7 +17,7 @@ router = new_router()
 
 @router.get("/v1/models", tags=["models"], summary="What can be sampled", responses=problem_responses(QueueUnavailable))
 async def models(request: Request) -> list[OfferedModel]:
-    """Every model that a live worker holds."""
+    """Every model that a live worker serves."""
     return list((await door_of(request).catalogue(is_fresh=True)).models.values())
 
 

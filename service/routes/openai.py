@@ -149,7 +149,7 @@ class ListedModel(BaseModel):
 
 
 class ListedModels(BaseModel):
-    """Every model that a live worker holds."""
+    """Every model that a live worker serves."""
 
     object: Literal["list"] = "list"
     data: list[ListedModel]

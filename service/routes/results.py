@@ -69,7 +69,7 @@ def result_route(path: str, summary: str, answer: dict[str, Any]) -> Callable[[E
 async def grid(job_id: str, request: Request) -> Response:
     """The grid as PNG; its text chunks hold what it takes to make it again."""
     door = door_of(request)
-    job = await door.finished(job_id, caller_of(request))
+    job = await door.with_result(job_id, caller_of(request))
     return _known(request, job, "grid") or await grid_of(door, job)
 
 
@@ -120,7 +120,7 @@ async def trajectory_picture(job_id: str, request: Request) -> Response:
 
 async def _trajectory(request: Request, job_id: str, form: Literal["gif", "png"]) -> Response:
     door = door_of(request)
-    finished = await door.finished(job_id, caller_of(request))
+    finished = await door.with_result(job_id, caller_of(request))
     if not finished.request.get("trajectory"):
         raise NotFound(f'job {job_id} kept no trajectory; ask for one with "trajectory": true')
 
