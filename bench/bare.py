@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from bench.memory import peak_megabytes
 from bench.reference import Reference
 from models.card import Card, UNetOptions
 from models.checkpoint import Model
@@ -27,7 +28,7 @@ def main(weights: Path, count: int, steps: int, picture: Path) -> None:
     images = Reference(network, card, torch.device("cpu")).images(range(count), [0] * count, steps)
     row = images.transpose(1, 0, 2, 3).reshape(card.resolution, -1, card.channels)
     Image.fromarray(row.squeeze()).save(picture)
-    print(peak_megabytes(Path("/proc/self/status")))  # noqa: T201
+    print(peak_megabytes())  # noqa: T201
 
 
 def loaded(weights: Path) -> tuple[Card, Denoiser]:
@@ -39,12 +40,6 @@ def loaded(weights: Path) -> tuple[Card, Denoiser]:
     network.model.init_weights()
     network.load_state_dict(saved["tensors"])
     return card, network.requires_grad_(False).eval()
-
-
-def peak_megabytes(status: Path) -> float:
-    """The largest memory that a process has held, from its status file."""
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) / 1000
 
 
 if __name__ == "__main__":

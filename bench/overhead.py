@@ -5,7 +5,6 @@ The model is the exact denoiser of two 4x4 images, asked for 2 steps (3 evaluati
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -54,7 +53,7 @@ def measure(bench: Workbench) -> Findings:
             _round_trip(client)
         rounds = [_round_trip(client) for _ in range(jobs)]
         rates = [(_rate(yardstick, _get(), jobs), _rate(service.url, _post(), jobs)) for _ in range(bench.rounds)]
-        memory = {"api": _memory_mb(service.pid("api")), "worker": _memory_mb(service.pid("worker-1"))}
+        memory = {child: service.memory(child) for child in ("api", "worker-1")}
     finished = percentiles([1000 * seconds for seconds, _, _ in rounds])
     added = percentiles([1000 * (seconds - job["latency"]["sampling_seconds"]) for seconds, _, job in rounds])
     throughput = 1 / speed([1 / own for own, _ in rates], [1 / own for _, own in rates])
@@ -75,7 +74,7 @@ def measure(bench: Workbench) -> Findings:
             "connections": CONNECTIONS,
             "route_that_does_nothing_per_second": [own for own, _ in rates],
             "instant_jobs_per_second": [own for _, own in rates],
-            "memory_mb": memory,
+            "memory_megabytes": memory,
         },
     )
 
@@ -138,11 +137,6 @@ def _yardstick() -> Iterator[str]:
                 yield url
             finally:
                 process.terminate()
-
-
-def _memory_mb(pid: int) -> float:
-    """Resident memory of a process."""
-    return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from bench.memory import resident_megabytes
 from service.embedded import die_with_parent
 
 T = TypeVar("T")
@@ -89,9 +89,8 @@ class Service:
         return int(self.events("child started", child=child)[-1]["pid"])
 
     def memory(self, child: str) -> float:
-        """Megabytes of a child that are in memory (its resident set)."""
-        status = Path(f"/proc/{self.pid(child)}/status").read_text()
-        return int(re.search(r"VmRSS:\s*(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+        """Megabytes that a child has in memory."""
+        return resident_megabytes(self.pid(child))
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Ask it to stop, as Ctrl-C does; its exit status."""

@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bench.bare import peak_megabytes, save_weights
+from bench.bare import save_weights
 from bench.client import Client
+from bench.memory import peak_megabytes
 from bench.report import Figure, Findings
 from bench.running import Service, running
 from bench.timing import interleaved, speed
@@ -96,4 +97,4 @@ def _worker_peak(network: Network) -> float:
         Client(service.url).run(
             {"dataset": network.name, "D": 2048, "count": IMAGES, "steps": 2, "seed": 0, "label": 0}
         )
-        return peak_megabytes(Path(f"/proc/{service.pid('worker-1')}/status"))
+        return peak_megabytes(service.pid("worker-1"))
