@@ -1,6 +1,6 @@
 """The service: a request enters by the API, waits in the queue, and is batched, computed, drawn and fetched.
 
-api -> catalogue, sample (validated) -> queue (waits) -> worker (batched) -> engine (computed: the one bridge to
+api -> request (validated by the catalogue) -> queue (waits) -> worker (batched) -> engine (computed: the one bridge to
 `models`) -> picture (drawn) -> store (kept) -> api (fetched). `supervisor` keeps the processes alive.
 """
 

@@ -54,7 +54,7 @@ def sample(
             trajectory.write_bytes(job.fetch(f"trajectory{trajectory.suffix}"))
     latency = job.job.latency
     seconds = f" in {latency.total_seconds:.2f} s ({latency.sampling_seconds:.2f} s of sampling)" if latency else ""
-    lines = [f"wrote {output}: {_images(len(job.job.seeds))}{seconds}, {_span(job.job.seeds)}"]
+    lines = [f"wrote {output}: {_number(len(job.job.seeds), 'image')}{seconds}, {_span(job.job.seeds)}"]
     reach.answer(job.job, "\n".join(lines + ([f"wrote {trajectory}"] if trajectory else [])))
 
 
@@ -336,12 +336,12 @@ def _fail(reach: Reach, job: "JobView") -> None:
 def _told(job: "JobView") -> str:
     """How a job is, in a few lines."""
     lines = [f"job {job.id}: {job.status}" + (f", {job.error.detail}" if job.error else "")]
-    lines.append(f"{_images(len(job.seeds))} of {job.model.dataset}, D = {job.model.D}, {_span(job.seeds)}")
+    lines.append(f"{_number(len(job.seeds), 'image')} of {job.model.dataset}, D = {job.model.D}, {_span(job.seeds)}")
     progress = job.progress
     done = f"{progress.evaluations_done}/{progress.evaluations_total} evaluations"
     lines.append(f"{done}, {progress.images_done}/{progress.images_total} images")
     if job.queue_position is not None:
-        lines.append(f"{job.queue_position} jobs ahead")
+        lines.append(f"{_number(job.queue_position, 'job')} ahead")
     if job.eta_seconds:
         lines.append(f"should end {_soon(job.eta_seconds)}")
     if job.waits_for:
@@ -359,15 +359,16 @@ def _foreseen(found: "Estimate") -> str:
         return f"would be refused: {found.refusal.code}: {found.refusal.detail}"
     eta = found.eta_seconds
     when = _soon(eta) if eta else "nothing is known of the workers yet"
-    return f"{_images(found.images)}, {found.evaluations:,} evaluations: {when}"
+    return f"{_number(found.images, 'image')}, {found.evaluations:,} evaluations: {when}"
 
 
 def _soon(eta: "Eta") -> str:
     return f"in about {eta.p50:.1f} s, 9 times in 10 within {eta.p90:.1f} s"
 
 
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
+def _number(count: int, noun: str) -> str:
+    """So many of something, in words."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _check_files(reach: Reach, output: Path, trajectory: Path | None = None) -> None:

@@ -29,7 +29,7 @@ def with_result(job: Job) -> Job:
     if not job.is_finished:
         raise NotFinished(f"job {job.id} is {job.status}; follow it at /v1/jobs/{job.id}?wait=30")
     if job.has_images and job.status != "succeeded":
-        left = f"the {job.done} images that were finished are at /v1/jobs/{job.id}/images.npz and .zip"
+        left = f"what was finished ({job.done} of {job.count} images) is at /v1/jobs/{job.id}/images.npz and .zip"
         raise NoResult(f"job {job.id} was canceled; {left}")
     if job.status != "succeeded":
         raise NoResult(f"job {job.id} {job.status}" + (f": {job.error.detail}" if job.error else ""))
