@@ -24,6 +24,7 @@ from bench.stores import exact_checkpoint
 from bench.timing import percentiles, speed
 from bench.workload import Workbench
 from service.embedded import die_with_parent
+from service.job import Latency
 
 MEMORY = Path("/dev/shm")
 """Where the service's files are, if it is there: disks take from 10 to 700 us to make a file, and a job makes three."""
@@ -31,7 +32,6 @@ MEMORY = Path("/dev/shm")
 WARM_UP = 50
 REQUEST = {"dataset": "points", "D": 128, "steps": 2}
 CONNECTIONS = 64
-STAGES = ("queue", "batch_wait", "sampling", "encoding", "total")
 
 app = FastAPI()
 """The yardstick: one route that does nothing."""
@@ -56,6 +56,7 @@ def measure(bench: Workbench) -> Findings:
         memory = {child: service.memory(child) for child in ("api", "worker-1")}
     finished = percentiles([1000 * seconds for seconds, _, _ in rounds])
     added = percentiles([1000 * (seconds - job["latency"]["sampling_seconds"]) for seconds, _, job in rounds])
+    stages = [Latency.model_validate(job["latency"]).stages() for *_, job in rounds]
     throughput = 1 / speed([1 / own for own, _ in rates], [1 / own for _, own in rates])
     return Findings(
         figures=[
@@ -67,10 +68,7 @@ def measure(bench: Workbench) -> Findings:
             "submit_to_finished_ms": finished,
             "less_sampling_ms": added,
             "submit_to_grid_ms": percentiles([1000 * seconds for _, seconds, _ in rounds]),
-            "stages_ms": {
-                stage: percentiles([1000 * job["latency"][f"{stage}_seconds"] for *_, job in rounds])
-                for stage in STAGES
-            },
+            "stages_ms": {stage: percentiles([1000 * each[stage] for each in stages]) for stage in stages[0]},
             "connections": CONNECTIONS,
             "route_that_does_nothing_per_second": [own for own, _ in rates],
             "instant_jobs_per_second": [own for _, own in rates],

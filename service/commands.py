@@ -347,9 +347,8 @@ def _told(job: "JobView") -> str:
     if job.waits_for:
         lines.append(f"waits for {job.waits_for}")
     if job.latency:
-        stages = ("queue", "batch_wait", "sampling", "encoding", "total")
-        seconds = (f"{stage.replace('_', ' ')} {getattr(job.latency, f'{stage}_seconds'):.3f} s" for stage in stages)
-        lines.append(", ".join(seconds))
+        stages = job.latency.stages().items()
+        lines.append(", ".join(f"{stage.replace('_', ' ')} {seconds:.3f} s" for stage, seconds in stages))
     return "\n".join(lines)
 
 

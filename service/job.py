@@ -42,6 +42,16 @@ class Latency(BaseModel):
     batch_images: int = Field(description="Images in the largest batch that carried it.")
     images_per_second: float = Field(description="Its images, by total_seconds.")
 
+    def stages(self) -> dict[str, float]:
+        """The seconds of every stage by its name, in order, and of their `total`."""
+        return {
+            "queue": self.queue_seconds,
+            "batch_wait": self.batch_wait_seconds,
+            "sampling": self.sampling_seconds,
+            "encoding": self.encoding_seconds,
+            "total": self.total_seconds,
+        }
+
 
 class Shown(NamedTuple):
     """What is to be seen of a part of a job: at which of its evaluations it was taken, and at which noise level."""

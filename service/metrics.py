@@ -115,8 +115,8 @@ def introduce_reasons(reasons: Iterable[str]) -> None:
 
 def observe_job(model: str, latency: Latency) -> None:
     """Record where the time of a finished job went."""
-    for stage in ("queue", "batch_wait", "sampling", "encoding", "total"):
-        job_duration.labels(model, stage).observe(getattr(latency, f"{stage}_seconds"))
+    for stage, seconds in latency.stages().items():
+        job_duration.labels(model, stage).observe(seconds)
 
 
 def count_given_back(job: GivenBack) -> None:

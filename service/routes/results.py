@@ -157,6 +157,6 @@ async def fetched(job: Job, content: Callable[[], T]) -> T:
 def _result_headers(job: Job, name: str) -> dict[str, str]:
     """Headers of a picture: a result never changes, and tells where its time went."""
     latency = job.latency()
-    stages = [] if latency is None else ["queue", "batch_wait", "sampling", "encoding", "total"]
-    timing = ", ".join(f"{stage};dur={1000 * getattr(latency, f'{stage}_seconds'):.1f}" for stage in stages)
+    stages = latency.stages() if latency else {}
+    timing = ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in stages.items())
     return {"ETag": f'"{job.id}-{name}"', "Cache-Control": "private, max-age=3600", "Server-Timing": timing}
