@@ -19,6 +19,7 @@ from bench.report import Figure, Findings
 from bench.running import Service, running
 from bench.timing import percentiles
 from bench.workload import Network, Workbench
+from service.metrics import ETA_RANGES
 
 Class = Literal["short", "long"]
 Mode = Literal["in-flight", "by-key"]
@@ -30,7 +31,6 @@ QUICK_JOBS: Jobs = {"short": {"count": 1, "steps": 2}, "long": {"count": 16, "st
 SHORTS_PER_LONG = 12
 LOADS = (0.4, 0.6, 0.8)
 JUDGED_LOAD = 0.8
-RANGES = ("below_p50", "p50_to_p90", "above_p90")
 SECONDS = 30.0
 BURST_LONGS = 10
 
@@ -87,7 +87,7 @@ def measure(bench: Workbench) -> Findings:
             for load in LOADS
         }
         in_all = predictions(trial.clients["in-flight"])
-        kept = {"at once": at_once, "at random": {each: in_all[each] - at_once[each] for each in RANGES}}
+        kept = {"at once": at_once, "at random": {each: in_all[each] - at_once[each] for each in ETA_RANGES}}
     findings.details = {
         "jobs": jobs,
         "capacity_jobs_per_second": capacity,
@@ -170,13 +170,13 @@ def predictions(client: Client) -> dict[str, float]:
     """How many predictions of a job's end there were, by where the truth fell."""
     families = text_string_to_metric_families(client.ask("GET", "/metrics").decode())
     found = [sample for family in families for sample in family.samples if sample.name == "pfgmpp_eta_total"]
-    return {each: sum(s.value for s in found if s.labels["range"] == each) for each in RANGES}
+    return {each: sum(s.value for s in found if s.labels["range"] == each) for each in ETA_RANGES}
 
 
 def _kept(found: Mapping[str, Mapping[str, float]]) -> list[Figure]:
     figures = []
     for how, counts in found.items():
-        below, between, above = (counts[each] for each in RANGES)
+        below, between, above = (counts[each] for each in ETA_RANGES)
         told = f"jobs that came {how} and ended within the"
         figures += [
             Figure(name=f"{told} p50 predicted at their submission", value=below / (below + between + above)),

@@ -77,4 +77,4 @@ class Forecast:
 
 def _range(eta: Eta, took: float) -> str:
     """Where the truth fell."""
-    return ("below_p50", "p50_to_p90", "above_p90")[bisect_left([eta.p50, eta.p90], took)]
+    return metrics.ETA_RANGES[bisect_left([eta.p50, eta.p90], took)]

@@ -29,6 +29,9 @@ SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 6
 FINE_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
+ETA_RANGES = ("below_p50", "p50_to_p90", "above_p90")
+"""Of a prediction: where the truth fell."""
+
 jobs_submitted = Counter("pfgmpp_jobs_submitted", "Jobs accepted.", ["model"], registry=REGISTRY)
 jobs_finished = Counter("pfgmpp_jobs_finished", "Jobs ended.", ["model", "outcome"], registry=REGISTRY)
 jobs_rejected = Counter("pfgmpp_jobs_rejected", "Submissions refused.", ["reason"], registry=REGISTRY)
@@ -97,7 +100,7 @@ def introduce_model(model: str) -> None:
         network_evaluations.labels(model, kind)
     for reason in ("full", "timeout", "idle"):
         batches.labels(model, reason)
-    for each in ("below_p50", "p50_to_p90", "above_p90"):
+    for each in ETA_RANGES:
         eta.labels(model, each)
     for counter in (jobs_submitted, jobs_reclaimed, images_generated):
         counter.labels(model)

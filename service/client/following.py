@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import httpx
 
 from service.client.asks import Ask, events, reading
 from service.client.errors import ClientError, Refused, Unreachable
 from service.job import JobView
+from service.stream import Kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,8 +26,6 @@ POLL_SECONDS = 0.25
 
 LINE_END = re.compile(rb"\r\n|\n|\r(?!\Z)")
 """A carriage return at the end of a chunk may be half of one."""
-
-Kind = Literal["queued", "started", "progress", "preview", "finished"]
 
 log = getLogger("pfgmpp.client")
 
