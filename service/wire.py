@@ -81,6 +81,12 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def has_current(request: Request, tag: str) -> bool:
+    """Whether the client has what goes by this `ETag`, as its `If-None-Match` says."""
+    known = {each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")}
+    return bool(known & {tag, "*"})
+
+
 async def read_json_body(request: Request, max_bytes: int) -> bytes:
     """The body of a JSON request. Raises NotJson, or as `read_body`."""
     if content_type(request) != "application/json":

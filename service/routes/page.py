@@ -8,6 +8,7 @@ from fastapi import Request, Response
 
 from service.problems import http_problem
 from service.routes import new_router
+from service.wire import has_current
 
 FOLDER = Path(__file__).parent.parent / "page"
 
@@ -68,7 +69,6 @@ def _answer(request: Request, name: str) -> Response:
     if found is None:
         raise http_problem(404)
     headers = {"ETag": found.tag, "Cache-Control": "no-cache", "Content-Security-Policy": POLICY}
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if known & {found.tag, "*"}:
+    if has_current(request, found.tag):
         return Response(status_code=304, headers=headers)
     return Response(found.content, media_type=found.media_type, headers=headers)

@@ -23,6 +23,7 @@ from service.problems import (
     StoreUnavailable,
 )
 from service.routes import caller_of, door_of, new_router
+from service.wire import has_current
 
 log = get_logger()
 
@@ -132,8 +133,7 @@ async def _trajectory(request: Request, job_id: str, form: Literal["gif", "png"]
 def _known(request: Request, job: Job, name: str) -> Response | None:
     """304 when the client has the picture."""
     headers = _result_headers(job, name)
-    tags = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    return Response(status_code=304, headers=headers) if tags & {headers["ETag"], "*"} else None
+    return Response(status_code=304, headers=headers) if has_current(request, headers["ETag"]) else None
 
 
 async def _result(job: Job, name: str, content: Callable[[], bytes], media_type: str = "image/png") -> Response:
