@@ -5,3 +5,6 @@ api -> request (validated by the catalogue) -> queue (waits) -> worker (batched)
 """
 
 __version__ = "0.1.0"
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+"""Where clients look for a service that were not told another place."""

@@ -7,6 +7,8 @@ from typing import Any, get_args
 import typer
 from typer._completion_classes import completion_init
 
+from service import DEFAULT_SERVER
+
 TIMEOUT_SECONDS = 1.0
 
 completion_init()  # typer makes the shells known along with options of its own, in place of which there are Shells here
@@ -66,7 +68,7 @@ def _asked(ctx: typer.Context, path: str) -> list[dict[str, Any]]:
     """What the service lists there; nothing when it does not answer at once, for a shell must not be disturbed."""
     import httpx
 
-    server = ctx.params.get("server") or os.environ.get("PFGMPP_SERVER") or "http://127.0.0.1:8000"
+    server = ctx.params.get("server") or os.environ.get("PFGMPP_SERVER") or DEFAULT_SERVER
     key = ctx.params.get("key") or os.environ.get("PFGMPP_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:

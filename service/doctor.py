@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from service import DEFAULT_SERVER
 from service.terminal import EXIT_FAILED, print_json
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ class Finding:
 
 
 def doctor(
-    server: Annotated[
-        str, typer.Option(envvar="PFGMPP_SERVER", help="The service whose API to ask.")
-    ] = "http://127.0.0.1:8000",
+    server: Annotated[str, typer.Option(envvar="PFGMPP_SERVER", help="The service whose API to ask.")] = DEFAULT_SERVER,
     key: Annotated[
         str | None, typer.Option(envvar="PFGMPP_KEY", help="An API key, where one is needed.", show_default=False)
     ] = None,

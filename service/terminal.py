@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from service import DEFAULT_SERVER
+
 if TYPE_CHECKING:
     from service.client import Client
 
@@ -77,7 +79,7 @@ class Reach:
         self,
         server: Annotated[
             str, typer.Option(envvar="PFGMPP_SERVER", help="The service.", show_default=True)
-        ] = "http://127.0.0.1:8000",
+        ] = DEFAULT_SERVER,
         key: Annotated[
             str | None, typer.Option(envvar="PFGMPP_KEY", help="An API key, where one is needed.", show_default=False)
         ] = None,

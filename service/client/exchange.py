@@ -12,14 +12,12 @@ import httpx
 from pydantic import ValidationError
 from tenacity import RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from service import __version__
+from service import DEFAULT_SERVER, __version__
 from service.client.asks import TIMEOUT, Ask
 from service.client.errors import ClientError, Refused, Unreachable
 from service.problems import ProblemDocument
 
 T = TypeVar("T")
-
-SERVER = "http://127.0.0.1:8000"
 
 PATIENCE_SECONDS = 60.0
 
@@ -33,7 +31,7 @@ class Exchange:
     """What a client knows of its service, and how patient it is with it."""
 
     def __init__(self, server: str | None, key: str | None, patience_seconds: float):
-        self.server = server or os.environ.get("PFGMPP_SERVER") or SERVER
+        self.server = server or os.environ.get("PFGMPP_SERVER") or DEFAULT_SERVER
         self.key = key or os.environ.get("PFGMPP_KEY")
         self.patience_seconds = patience_seconds
         self.has_answered = False
