@@ -157,7 +157,8 @@ def api(host: Host = None, port: Port = None, fd: Annotated[int | None, typer.Op
 
     \b
     Example:
-      REDIS_URL=redis://queue:6379 PFGMPP_RESULTS_DIR=/results pfgmpp api --host 0.0.0.0
+      export REDIS_URL=redis://queue:6379 PFGMPP_RESULTS_DIR=/results PFGMPP_KEYS_FILE=/var/lib/pfgmpp/keys.json
+      pfgmpp api --host 0.0.0.0
     """
     import socket
 
