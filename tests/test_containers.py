@@ -296,6 +296,25 @@ def test_prometheus_scrapes_api_and_workers() -> None:
         assert mounts[f"/etc/prometheus/{name}"] == (f"./docker/{name}", "ro")
 
 
+def with_keys(file: Path) -> str:
+    """A configuration with what is commented out in it for keys."""
+    return re.sub(r"# (?=PFGMPP_KEYS_FILE: |- \./keys:|- \./prometheus\.key:|authorization: )", "", file.read_text())
+
+
+def test_what_is_commented_out_for_keys_fits_together(tmp_path: Path) -> None:
+    file = tmp_path / "docker-compose.yml"
+    file.write_text(with_keys(COMPOSE_FILE))
+    checked = check_compose(file)
+    assert checked.exit_code == 0, checked.output
+    api, prometheus = (yaml.safe_load(file.read_text())["services"][name] for name in ("api", "prometheus"))
+    assert f"./keys:{Path(api['environment']['PFGMPP_KEYS_FILE']).parent}:ro" in api["volumes"]
+    jobs = yaml.safe_load(with_keys(ROOT / "docker" / "prometheus.yml"))["scrape_configs"]
+    [credentials] = [job["authorization"]["credentials_file"] for job in jobs if "authorization" in job]
+    assert f"./prometheus.key:{credentials}:ro" in prometheus["volumes"]
+    [user] = said(target_of("api"), "USER")
+    assert f"-o {user.partition(':')[0]} keys\n" in (ROOT / "docs" / "access.md").read_text()
+
+
 @pytest.mark.parametrize(("status", "expected"), [(200, 0), (503, 1)])
 @pytest.mark.parametrize("target", ["api", "worker"])
 def test_health_checks_tell_well_from_ill(target: str, status: int, expected: int) -> None:
