@@ -1,4 +1,4 @@
-# Sets everything up in .venv; needs Python 3.11 or newer and nothing else.
+# Sets everything up in .venv; needs Python 3.11 or newer with venv (python3-venv of Debian and Ubuntu), and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -36,7 +36,7 @@ bench: .venv/test.done
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, not {sys.version.split()[0]}; set PYTHON=")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/serve.done: pyproject.toml constraints.txt | .venv/bin/python
 	@echo 'Installing the service and its pinned packages into .venv: some minutes, once.'
