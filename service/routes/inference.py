@@ -127,7 +127,7 @@ async def v2_server() -> Server:
     responses=problem_responses(QueueUnavailable, dialect=INFERENCE),
 )
 async def v2_index(request: Request) -> list[IndexEntry]:
-    """The models that live workers hold, all of which are ready; the body is of no account."""
+    """The models that live workers serve, all of which are ready; the body is of no account."""
     models = (await door_of(request).catalogue(is_fresh=True)).models.values()
     return [IndexEntry(name=model.name, version=version_of(model)) for model in models]
 
