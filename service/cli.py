@@ -13,9 +13,10 @@ import typer
 from typer.completion import install_callback, show_callback
 from typer.core import TyperGroup
 
-from service import __version__, commands, completion, doctor
-from service.key_commands import keys
-from service.terminal import EXIT_FAILED, EXIT_MISCONFIGURED, give_up
+from service import __version__
+from service.commands import asking, completion, doctor
+from service.commands.keys import keys
+from service.commands.terminal import EXIT_FAILED, EXIT_MISCONFIGURED, give_up
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -33,15 +34,15 @@ EXTRAS = {
 
 
 ASKING = (
-    commands.sample,
-    commands.submit,
-    commands.watch,
-    commands.status,
-    commands.jobs,
-    commands.cancel,
-    commands.estimate,
-    commands.models,
-    commands.reproduce,
+    asking.sample,
+    asking.submit,
+    asking.watch,
+    asking.status,
+    asking.jobs,
+    asking.cancel,
+    asking.estimate,
+    asking.models,
+    asking.reproduce,
 )
 """The commands that ask a running service."""
 
@@ -291,8 +292,8 @@ def check_access(settings: "Settings") -> None:
         give_up(str(error), EXIT_MISCONFIGURED)
 
 
-for asking in ASKING:
-    app.command()(asking)
+for command in ASKING:
+    app.command()(command)
 app.command()(doctor.doctor)
 app.add_typer(keys, name="keys")
 for entry in sorted(entry_points(group="pfgmpp.commands"), key=lambda entry: entry.name):

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from service import completion
-from service.options import request_of
-from service.terminal import (
+from service.commands import completion
+from service.commands.options import request_of
+from service.commands.terminal import (
     EXIT_FAILED,
     EXIT_MISCONFIGURED,
     Reach,
@@ -281,7 +281,7 @@ def reproduce(
       pfgmpp sample --dataset digits --D 2048 --count 4 -o four.png
       pfgmpp reproduce four.png
     """
-    from service.reproduce import NoWord, compare, open_picture
+    from service.commands.reproduce import NoWord, compare, open_picture
 
     try:
         known = open_picture(picture)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from service import DEFAULT_SERVER
-from service.terminal import EXIT_FAILED, print_json
+from service.commands.terminal import EXIT_FAILED, print_json
 
 if TYPE_CHECKING:
     from service.catalogue import WorkerState

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from service.terminal import EXIT_MISCONFIGURED, give_up, print_table
+from service.commands.terminal import EXIT_MISCONFIGURED, give_up, print_table
 
 keys = typer.Typer(help="API keys: make, list and revoke them.", no_args_is_help=True, rich_markup_mode=None)
 

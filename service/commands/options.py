@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from service import completion
-from service.terminal import EXIT_MISCONFIGURED, give_up
+from service.commands import completion
+from service.commands.terminal import EXIT_MISCONFIGURED, give_up
 
 if TYPE_CHECKING:
     from service.client import SampleFields
