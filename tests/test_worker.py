@@ -257,12 +257,12 @@ async def test_jobs_of_other_lengths_share_network_calls(settings: Settings, que
     async with working(settings):
         catalogue = await queue.catalogue()
     before = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128")
-    ids = [await submit(catalogue, steps=steps) for steps in range(57, 65)]
+    ids = [await submit(catalogue, steps=steps) for steps in range(493, 501)]
     async with working(settings):
         for job_id in ids:
             assert (await ended(queue, job_id)).status == "succeeded"
     calls = metric("pfgmpp_network_evaluation_seconds_count", model="points-d128") - before
-    assert calls <= 2 * 127, "eight jobs of 113 to 127 evaluations, side by side"
+    assert calls <= 2 * 999, "eight jobs of 985 to 999 evaluations, side by side"
 
 
 async def test_images_of_a_job_that_has_failed_elsewhere_leave(
