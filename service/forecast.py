@@ -14,8 +14,11 @@ from service.job import Eta
 SHORTEST_SECONDS = 0.02
 """What every job takes, whatever its network does: claiming, writing, telling."""
 
-FIRST_RATIOS = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
+FIRST_RATIOS = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 4.0)
 """Supposed to have been observed before anything was."""
+
+APART = 0.25
+"""Jobs that end together had the same luck: one teaches, and the next one this part of what was predicted later."""
 
 KEPT_RATIOS = 200
 KEPT_PROMISES = 10_000
@@ -36,19 +39,22 @@ class Forecast:
     """Predicts from the seconds that lie before a job, by paces and queue, those that it will take.
 
     It learns how many times as long jobs took, for every power of ten of seconds apart, from the last ones that it
-    predicted itself: `p50` and `p90` are the quantiles of those ratios. Every prediction that was given for a job as it
-    came into a state, queued or running, is compared with the truth, which `pfgmpp_eta_total` counts.
+    predicted itself and that did not end together: `p50` and `p90` are the quantiles of those ratios. Every prediction
+    that was given for a job as it came into a state, queued or running, is compared with the truth, which
+    `pfgmpp_eta_total` counts.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ratios: dict[int, deque[float]] = {}
+        self._taught: dict[int, float] = {}
+        """When the last of the ratios was observed."""
         self._promises = OrderedDict[str, dict[str, Promise]]()
 
     def eta(self, seconds: float) -> Eta:
         """The prediction for a job before whose end lies so much."""
         seconds = max(seconds, SHORTEST_SECONDS)
-        tenths = quantiles(self._learned(seconds), n=10, method="inclusive")
+        tenths = quantiles(self._learned(_scale(seconds)), n=10, method="inclusive")
         return Eta(p50=round(seconds * tenths[4], 3), p90=round(seconds * tenths[8], 3))
 
     def promise(self, job_id: str, status: str, model: str, seconds: float) -> Eta:
@@ -67,12 +73,20 @@ class Forecast:
                 self._learn(promise, self._clock() - promise.made)
 
     def _learn(self, promise: Promise, took: float) -> None:
-        self._learned(promise.seconds).append(took / promise.seconds)
+        now, scale = self._clock(), _scale(promise.seconds)
+        if now - self._taught.get(scale, -math.inf) >= APART * promise.seconds:
+            self._learned(scale).append(took / promise.seconds)
+            self._taught[scale] = now
         metrics.eta.labels(promise.model, _range(promise.eta, took)).inc()
 
-    def _learned(self, seconds: float) -> deque[float]:
-        """The ratios observed of predictions about so long."""
-        return self._ratios.setdefault(math.floor(math.log10(seconds)), deque(FIRST_RATIOS, KEPT_RATIOS))
+    def _learned(self, scale: int) -> deque[float]:
+        """The ratios observed of predictions of that scale."""
+        return self._ratios.setdefault(scale, deque(FIRST_RATIOS, KEPT_RATIOS))
+
+
+def _scale(seconds: float) -> int:
+    """The power of ten."""
+    return math.floor(math.log10(seconds))
 
 
 def _range(eta: Eta, took: float) -> str:

@@ -324,7 +324,7 @@ def test_predictions_learn_their_spread() -> None:
     """Of jobs that take 1 to 3 times as long as their paces say, half end within p50, and nine in ten within p90."""
     clock, rng, inside = Clock(), random.Random(1), Counter[str]()
     forecast = Forecast(clock)
-    assert forecast.eta(10.0) == Eta(p50=11.5, p90=21.0)
+    assert forecast.eta(10.0) == Eta(p50=11.5, p90=31.0)
     for k in range(2000):
         truth = 10.0 * rng.uniform(1, 3)
         eta = promised(forecast, clock, str(k), truth)
@@ -334,6 +334,18 @@ def test_predictions_learn_their_spread() -> None:
     assert inside["p90"] / 2000 == pytest.approx(0.9, abs=0.03)
     assert forecast.eta(10.0).p90 == pytest.approx(28, rel=0.1)
     assert forecast.eta(1000.0).p50 == 1150.0  # of which nothing was learned
+
+
+def test_jobs_that_end_together_teach_once() -> None:
+    """A burst says little of the next one: they all had the same luck."""
+    clock = Clock()
+    forecast = Forecast(clock)
+    for k in range(100):
+        forecast.promise(str(k), "queued", "toy", 10.0)
+    clock.now += 10.0
+    for k in range(100):
+        forecast.ended(str(k), "succeeded")
+    assert forecast.eta(10.0) == Eta(p50=11.0, p90=30.0)
 
 
 def test_predictions_are_counted_where_the_truth_fell_once_for_every_state() -> None:
@@ -346,7 +358,7 @@ def test_predictions_are_counted_where_the_truth_fell_once_for_every_state() -> 
         ]
 
     before = counted()
-    for job_id, truth in (("a", 11.0), ("b", 20.0), ("c", 22.0)):
+    for job_id, truth in (("a", 11.0), ("b", 20.0), ("c", 45.0)):
         forecast.promise(job_id, "running", "toy", 10.0)
         promised(forecast, clock, job_id, truth)
         forecast.ended(job_id, "succeeded")
