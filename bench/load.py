@@ -177,10 +177,11 @@ def _kept(found: Mapping[str, Mapping[str, float]]) -> list[Figure]:
     figures = []
     for how, counts in found.items():
         below, between, above = (counts[each] for each in ETA_RANGES)
+        percent = 100 / (below + between + above)
         told = f"jobs that came {how} and ended within the"
         figures += [
-            Figure(name=f"{told} p50 predicted at their submission", value=below / (below + between + above)),
-            Figure(name=f"{told} p90", value=(below + between) / (below + between + above), at_least=0.85),
+            Figure(name=f"{told} p50 predicted at their submission", value=percent * below, unit="%"),
+            Figure(name=f"{told} p90", value=percent * (below + between), unit="%", at_least=85),
         ]
     return figures
 
