@@ -112,10 +112,9 @@ def submit(service: Service, traceparent: str | None = None, **fields: object) -
 def test_a_trace_goes_from_the_request_to_the_network_calls(service: Service, collector: Collector) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     job = submit(service, f"00-{trace}-{CLIENT_SPAN}-01", count=3, steps=4)
-    until(lambda: collector.named(trace, "encoding") and collector.named(trace, "queue"))
-    [request], [queue], [batch_wait], [sampling], [encoding] = (
-        collector.named(trace, name) for name in ("POST /v1/samples", "queue", "batch_wait", "sampling", "encoding")
-    )
+    names = ("POST /v1/samples", "queue", "batch_wait", "sampling", "encoding")  # the first is sent by the API
+    until(lambda: all(collector.named(trace, name) for name in names))
+    [request], [queue], [batch_wait], [sampling], [encoding] = (collector.named(trace, name) for name in names)
     evaluations = collector.named(trace, "evaluation")
     assert (request.service, request.parent, request.about["http.response.status_code"]) == (
         "pfgmpp-api",
