@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +52,8 @@ class Service:
             memory.mkdir(parents=True, exist_ok=True)
             (folder / "data" / "networks").symlink_to(memory)
         self.log = folder / "serve.log"
+        self.wrapper: Sequence[str] = ()
+        """What the command is put behind."""
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PFGMPP_")},
             "PFGMPP_DATA_DIR": str(folder / "data"),
@@ -64,7 +66,7 @@ class Service:
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
-        command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+        command = [*self.wrapper, sys.executable, "-m", "service", "serve", "--port", "0"]
         with self.log.open("w") as log:
             # If this process is killed, the service stops as well.
             self.process = subprocess.Popen(

@@ -7,10 +7,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from prometheus_client.multiprocess import mark_process_dead
 from redis.exceptions import RedisError
@@ -29,6 +31,12 @@ START_SECONDS = 10.0
 STABLE_SECONDS = 30.0
 LONGEST_BACKOFF_SECONDS = 10.0
 POLL_SECONDS = 0.01
+
+METRICS = "metrics"
+"""The folder, in the data directory, of what API and workers count."""
+
+PREFIX = "pfgmpp-metrics-"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
 log = get_logger()
 
@@ -80,7 +88,7 @@ class Supervisor:
         self._status = 0
         self._children: list[Child] = []
         self._keepers: list[asyncio.Task[None]] = []
-        self._metrics_dir = settings.data_dir.resolve() / "metrics"
+        self._metrics_dir = settings.data_dir.resolve() / METRICS
         self._patience = max(settings.grace_seconds, settings.drain_seconds) + 5
         self.queue: Queue | None = None
 
@@ -96,6 +104,7 @@ class Supervisor:
         with ExitStack() as stack:
             stack.enter_context(owned(self.settings.data_dir))
             listener = stack.enter_context(listen(self.settings.host, self.settings.port))
+            stack.enter_context(in_memory(self._metrics_dir))
             try:
                 url = self.settings.redis_url or self._start_redis(stack)
                 self.queue = self._queue_at(url)
@@ -135,8 +144,6 @@ class Supervisor:
 
     def _start_service(self, queue: Queue, url: str, listener: socket.socket) -> None:
         settings = self.settings
-        shutil.rmtree(self._metrics_dir, ignore_errors=True)
-        self._metrics_dir.mkdir()
         # One core is left to API and Redis, for threads wait for each other at every layer: two on two cores, one of
         # them busy otherwise, took 28 s for 16 digits, and one took 0.8 s.
         threads = settings.threads or max(1, ((os.cpu_count() or 1) - 1) // settings.workers)
@@ -228,7 +235,7 @@ class Supervisor:
     async def _shut_down(self) -> None:
         """API and workers first, together; Redis last, so that nothing they say is lost."""
         self._stopping.set()
-        log.info("stopping")
+        log.info("stopping", grace_seconds=self.settings.grace_seconds)
         serving = [child for child in self._children if child.name != "redis"]
         await asyncio.gather(*(child.stop(self._patience) for child in serving))
         if self.queue:
@@ -239,6 +246,27 @@ class Supervisor:
         for keeper in self._keepers:
             keeper.cancel()
         log.info("stopped")
+
+
+@contextmanager
+def in_memory(folder: Path) -> Iterator[None]:
+    """A new folder, which lies in memory where the system shares some by files, and leads there by a link.
+
+    For files that are mapped: a process that writes to one of a full disk is killed.
+    """
+    if folder.is_symlink():
+        place = folder.resolve()
+        if place.name.startswith(PREFIX):  # of a process that was killed
+            shutil.rmtree(place, ignore_errors=True)
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    with TemporaryDirectory(prefix=PREFIX, dir=memory, ignore_cleanup_errors=True) as name:
+        folder.symlink_to(name)
+        try:
+            yield
+        finally:
+            folder.unlink()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import subprocess
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -100,3 +103,22 @@ def forbid(bucket: str, is_forbidden: bool = True) -> None:
         httpx.put(policy, json={"Version": "2012-10-17", "Statement": [everything]}).raise_for_status()
     else:
         httpx.delete(policy).raise_for_status()
+
+
+def small_disk(folder: Path) -> list[str]:
+    """What a command is put behind to see a disk of 1 MB in a folder; nothing where users have no namespaces."""
+    mount = 'mount -t tmpfs -o size=1m none "$0" && exec "$@"'
+    wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(folder)]
+    is_possible = not subprocess.run([*wrapper, "true"], check=False, capture_output=True).returncode
+    return wrapper if is_possible else []
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[str]:
+    """No room on a small disk; what the system says of it."""
+    filler = folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    yield "No space left on device"
+    filler.unlink()

@@ -22,7 +22,7 @@ from bench.running import Service, running, until
 from bench.stores import exact_checkpoint
 from service.cli import app
 from service.settings import Settings
-from tests.helpers import S3_SECRET, forbid
+from tests.helpers import S3_SECRET, forbid, full_disk, small_disk
 
 DIGITS = {"dataset": "digits", "D": 2048}
 POINTS = {"dataset": "points", "D": 2}
@@ -341,6 +341,30 @@ def test_a_killed_redis_comes_back_with_its_jobs(service: Service) -> None:
     until(lambda: service.client.get("/livez").status_code == httpx.codes.OK)
     until(lambda: service.job(job["id"])["status"] == "succeeded")
     assert {service.ended(each["id"])["status"] for each in waiting} == {"succeeded"}
+
+
+def test_on_a_full_disk_the_service_answers_and_goes_on_when_there_is_room(points: Path, tmp_path: Path) -> None:
+    service = Service(tmp_path, model_store=points, compile=False)
+    service.wrapper = small_disk(tmp_path / "data")
+    if not service.wrapper:
+        pytest.skip("users have no namespaces here, so there is no small disk")
+    service.start()
+    try:
+        with full_disk(Path(f"/proc/{service.process.pid}/root{tmp_path}/data")):
+            until(lambda: service.client.post("/v1/samples", json=POINTS).status_code == 503)
+            os.kill(service.pid("api"), signal.SIGKILL)  # so that it counts in new files
+            until(lambda: service.client.get("/metrics").status_code == httpx.codes.OK)
+            assert len(service.events("child died")) == 1
+            there = ["nsenter", "--user", "--mount", "--preserve-credentials", f"--target={service.process.pid}"]
+            doctor = [*there, sys.executable, "-m", "service", "doctor", "--server", service.url]
+            told = subprocess.run(doctor, env=service.environment, capture_output=True, text=True, check=False)
+        job = until(
+            lambda: found.json() if (found := service.client.post("/v1/samples", json=POINTS)).is_success else None
+        )
+        assert service.ended(job["id"])["status"] == "succeeded"
+    finally:
+        assert service.stop() == 0
+    assert "FAIL  redis: it takes nothing new" in told.stdout, told
 
 
 def test_a_second_service_in_the_same_place_is_refused(service: Service) -> None:

@@ -9,7 +9,7 @@ import sys
 import traceback
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from service.sample import TRAJECTORY, Images
 from service.settings import Settings
 from service.store import ResultStore, StoreAway, open_store
 from service.worker import Misconfigured, Worker
-from tests.helpers import LANE, S3_SECRET, eventually, forbid, next_batch
+from tests.helpers import LANE, S3_SECRET, eventually, forbid, full_disk, next_batch, small_disk
 from tests.test_api import GOOD, problem
 from tests.test_queue import ended
 
@@ -274,25 +274,6 @@ async def test_a_bucket_that_cannot_be_used_stops_a_worker_at_its_start(
 def test_a_url_that_names_no_bucket_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="results_url"):
         Settings(results_url=url)
-
-
-def small_disk(folder: Path) -> list[str]:
-    """What a command is put behind to see a disk of 1 MB in a folder; nothing where users have no namespaces."""
-    mount = 'mount -t tmpfs -o size=1m none "$0" && exec "$@"'
-    wrapper = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, str(folder)]
-    is_possible = not subprocess.run([*wrapper, "true"], check=False, capture_output=True).returncode
-    return wrapper if is_possible else []
-
-
-@contextmanager
-def full_disk(folder: Path) -> Iterator[str]:
-    """No room on a small disk; what the system says of it."""
-    filler = folder / "filler"
-    with suppress(OSError), filler.open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-    yield "No space left on device"
-    filler.unlink()
 
 
 @contextmanager

@@ -209,6 +209,10 @@ async def _redis(queue: "Queue", where: str) -> AsyncIterator[Finding]:
     except UnfitServer as error:
         yield Finding("FAIL", "redis", str(error), "CONFIG SET maxmemory-policy noeviction")
     with suppress(ResponseError):
+        persistence: Any = await queue.redis.info("persistence")
+        if "err" in {persistence.get("aof_last_write_status"), persistence.get("rdb_last_bgsave_status")}:
+            found = "it takes nothing new, for it could not write to its disk"
+            yield Finding("FAIL", "redis", found, "make room where it keeps its files; it goes on by itself")
         memory: Any = await queue.redis.info("memory")
         used, most = int(memory.get("used_memory", 0)), int(memory.get("maxmemory", 0))
         if most and used > 0.9 * most:
@@ -354,7 +358,10 @@ async def _api(server: str, key: str | None, works: bool) -> AsyncIterator[Findi
                 yield Finding("FAIL", "API", f"it does not let you in: {_detail(offered)}", advice)
             elif offered.is_success:
                 names = ", ".join(model["name"] for model in offered.json())
-                yield Finding("ok", "API", f"it offers {names}")
+                if names:
+                    yield Finding("ok", "API", f"it offers {names}")
+                else:
+                    yield Finding("warn", "API", "it offers nothing", "see the workers above, and the models they have")
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, KeyError, TypeError, ValueError) as error:
         if "://" not in server:
             advice = f"write http://{server}, in --server or PFGMPP_SERVER"
@@ -365,7 +372,9 @@ async def _api(server: str, key: str | None, works: bool) -> AsyncIterator[Findi
             )
         else:
             advice = "start `pfgmpp serve` (or `api`), or name another place with --server or PFGMPP_SERVER"
-        yield Finding("FAIL", "API", f"{server} does not answer as it should ({error})", advice)
+        yield Finding(
+            "FAIL", "API", f"{server} does not answer as it should ({str(error) or type(error).__name__})", advice
+        )
 
 
 def _detail(answer: Any) -> str:
