@@ -62,7 +62,11 @@ class Delivery:
 
     def failed(self, shares: Sequence[Share], error: Exception) -> None:
         """A network call of these shares has failed; for any thread."""
-        log.error("evaluation failed", jobs=[share.job_id for share in shares], exc_info=error)
+        jobs = [share.job_id for share in shares]
+        if isinstance(error, ModelGone):  # the jobs wait for it, should it come again
+            log.warning("evaluation failed", jobs=jobs, reason=str(error))
+        else:
+            log.error("evaluation failed", jobs=jobs, exc_info=error)
         stored = [Stored(share, error=sampling_failed(error)) for share in shares]
         self._loop.call_soon_threadsafe(self._spawn, stored)
 

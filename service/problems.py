@@ -266,7 +266,8 @@ def _message(error: Mapping[str, Any]) -> str:
     """What is wrong, in our own words where a library's say little to whoever does not know it."""
     if error["type"] in PLAIN_WORDS:
         return PLAIN_WORDS[error["type"]]
-    message = re.sub("^Input should be ", "must be ", str(error["msg"]).removeprefix("Value error, "))
+    message = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    message = re.sub("^(Input|List|String) should ", "must ", message)
     return message[:1].lower() + message[1:]
 
 

@@ -308,7 +308,7 @@ class Guard:
     def _check_site(self, scope: Scope) -> None:
         """Raise UnknownHost or CrossSite for what a page of another site may have a browser ask."""
         headers = Request(scope).headers
-        host = headers.get("host", "")
+        host = ", ".join(headers.getlist("host"))  # of which there is one
         if self.is_local and not _is_of_this_machine(host):
             hint = "set PFGMPP_ALLOW_ANYONE=true behind a proxy that you trust"
             raise UnknownHost(f"{host[:128]!r} is not a name of this machine; {hint}")

@@ -313,6 +313,11 @@ def test_strangers_are_not_served_by_mistake(
     assert reason in done.output
 
 
+async def test_a_request_names_one_host(client: httpx.AsyncClient) -> None:
+    response = await client.get("/livez", headers=[("Host", "localhost"), ("Host", "evil.example")])
+    problem(response, 421, "unknown-host")
+
+
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "10.1.2.3", "a.localhost"]
 )

@@ -245,6 +245,9 @@ def models(reach: Reach) -> None:
     if reach.is_json:
         print_json(offered)
         return
+    if not offered:
+        typer.echo("nothing is on offer: no worker that lives has a model; `pfgmpp doctor` may say why")
+        return
     print_table(
         ("data set", "D", "pixels", "classes", "steps", "parameters", "loaded on", "licence"),
         [

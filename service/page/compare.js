@@ -66,6 +66,7 @@ export class CompareView {
 
   leave() {
     this.#isCurrent = false;
+    this.form.forgive();
   }
 
   #changed() {

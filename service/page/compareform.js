@@ -83,7 +83,7 @@ export class CompareForm extends Form {
   changed() {
     super.changed();
     const { hint } = this.fields.sweep;
-    const twice = new Set(this.sweep.filter((steps, place) => this.sweep.indexOf(steps) !== place));
+    const twice = new Set(this.sweep.filter((steps, place) => steps && this.sweep.indexOf(steps) !== place));
     hint.textContent = twice.size ? `${[...twice].join(", ")}: listed twice, compared once.` : SWEEP_HINT;
   }
 

@@ -50,7 +50,7 @@ export class Form {
       el("div", { class: "actions" }, this.button),
     );
     this.element.addEventListener("input", () => {
-      this.told.hidden = true;
+      this.forgive();
       this.changed();
     });
     this.element.addEventListener("submit", (event) => {
@@ -200,6 +200,11 @@ export class Form {
     say(this.told, said && `The address asks for what is not on offer here, and is left out: ${said}.`);
   }
 
+  /** Say no more what an address asked for that is not to be had. */
+  forgive() {
+    this.told.hidden = true;
+  }
+
   /** @returns {{request: SampleRequest, errors: FieldError[]}} */
   read() {
     const { model } = this;
@@ -218,6 +223,7 @@ export class Form {
     const { request, errors } = this.read();
     this.blame(errors);
     if (errors.length) return this.focusFault();
+    this.forgive();
     this.#isSubmitting = true;
     this.button.setAttribute("aria-disabled", "true");
     this.#asking.abort(); // what is wrong with the request is said once

@@ -51,6 +51,7 @@ export class SampleView {
 
   leave() {
     this.#view = "";
+    this.form.forgive();
   }
 
   /** @param {Record<string, string>} values */
