@@ -377,6 +377,11 @@ def test_a_link_says_what_the_form_holds(browser: Browser, service: Service) -> 
         page.goto(f"{service.url}/#/sample?count=3")
         expect(page.locator("#sample-count")).to_have_value("3")
         expect(page.locator("#sample [role=status]")).to_be_hidden()
+        page.goto(f"{service.url}/#/sample?flavour=2")
+        expect(page.locator("#sample [role=status]")).to_be_visible()
+        page.click("nav >> text=History")
+        page.click("nav >> text=Sample")
+        expect(page.locator("#sample [role=status]")).to_be_hidden()
 
 
 def test_a_job_is_canceled_and_shows_what_was_finished(page: Page) -> None:
@@ -530,6 +535,8 @@ def test_numbers_of_steps_are_compared(page: Page) -> None:
     page.check("#compare-by-1")
     fill(page, "compare", sweep="3, none, 4000")
     expect(page.locator("#compare-sweep-error")).to_contain_text("none, 4000: must be whole numbers from 2 to 1000")
+    fill(page, "compare", sweep="none, none")
+    expect(page.locator("#compare-sweep-hint")).not_to_contain_text("twice")
     fill(page, "compare", sweep="4, 8, 4")
     expect(page.locator("#compare-sweep-hint")).to_have_text("4: listed twice, compared once.")
     compare(page, count="2", sweep="8, 3, 20")
