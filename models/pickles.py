@@ -142,7 +142,7 @@ def _read(data: memoryview, budget: _Budget) -> tuple[str, object]:
     if bytes(data[: len(LEGACY_MAGIC)]) == LEGACY_MAGIC:
         return "torch.save (legacy)", _read_legacy(data, budget)
     if bytes(data[:1]) != b"\x80":
-        raise _Refused("neither a pickle nor a file of torch.save")
+        raise _Refused("neither a pickle nor a file of torch.save, nor one of ours (.safetensors)")
     return "pickle", _sole(_Machine(data, 0, budget, _no_storages))
 
 
