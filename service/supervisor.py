@@ -1,6 +1,7 @@
 """`pfgmpp serve`: embedded Redis, API and workers as child processes, restarted when they die, stopped together."""
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from prometheus_client.multiprocess import mark_process_dead
 from redis.exceptions import RedisError
@@ -252,21 +253,32 @@ class Supervisor:
 def in_memory(folder: Path) -> Iterator[None]:
     """A new folder, which lies in memory where the system shares some by files, and leads there by a link.
 
-    For files that are mapped: a process that writes to one of a full disk is killed.
+    For files that are mapped: a process that writes to one of a full disk is killed. Those of killed services go.
     """
     if folder.is_symlink():
-        place = folder.resolve()
-        if place.name.startswith(PREFIX):  # of a process that was killed
-            shutil.rmtree(place, ignore_errors=True)
         folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
-    memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
-    with TemporaryDirectory(prefix=PREFIX, dir=memory, ignore_cleanup_errors=True) as name:
+    memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(gettempdir())
+    for left in memory.glob(f"{PREFIX}*"):
+        with suppress(OSError), held(left):  # by nobody else any more
+            shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(prefix=PREFIX, dir=memory, ignore_cleanup_errors=True) as name, held(Path(name)):
         folder.symlink_to(name)
         try:
             yield
         finally:
             folder.unlink()
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone. Raises OSError if another one does, or it is gone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def listen(host: str, port: int) -> socket.socket:

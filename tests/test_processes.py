@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from tempfile import gettempdir, mkdtemp
 
 import httpx
 import numpy as np
@@ -22,6 +23,7 @@ from bench.running import Service, running, until
 from bench.stores import exact_checkpoint
 from service.cli import app
 from service.settings import Settings
+from service.supervisor import PREFIX, SHARED_MEMORY, in_memory
 from tests.helpers import S3_SECRET, forbid, full_disk, small_disk
 
 DIGITS = {"dataset": "digits", "D": 2048}
@@ -341,6 +343,19 @@ def test_a_killed_redis_comes_back_with_its_jobs(service: Service) -> None:
     until(lambda: service.client.get("/livez").status_code == httpx.codes.OK)
     until(lambda: service.job(job["id"])["status"] == "succeeded")
     assert {service.ended(each["id"])["status"] for each in waiting} == {"succeeded"}
+
+
+def test_what_is_counted_lies_in_memory_and_goes_with_the_service(tmp_path: Path) -> None:
+    memory = SHARED_MEMORY if SHARED_MEMORY.exists() else Path(gettempdir())
+    of_a_killed_one = Path(mkdtemp(prefix=PREFIX, dir=memory))
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.symlink_to(of_a_killed_one)
+    with in_memory(one):
+        with in_memory(other):
+            assert {one.resolve().parent, other.resolve().parent} == {memory}
+            assert (one.is_dir(), other.is_dir(), of_a_killed_one.exists()) == (True, True, False)
+        assert one.is_dir()
+    assert not list(tmp_path.iterdir())
 
 
 def test_on_a_full_disk_the_service_answers_and_goes_on_when_there_is_room(points: Path, tmp_path: Path) -> None:
