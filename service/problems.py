@@ -271,6 +271,13 @@ def _message(error: Mapping[str, Any]) -> str:
     return message[:1].lower() + message[1:]
 
 
+ASKING = (BodyTooLarge, TooSlow, Incomplete, NotJson, InvalidRequest, NoWorker, QueueUnavailable, Draining)
+"""Why a request for images may be refused before it would be queued, beside that there is no such model."""
+
+QUEUING = (KeyConflict, TooMany, OverQuota, QueueFull, NoResult, Gone, StoreUnavailable)
+"""Why it may not be queued, or why there are no images in the end."""
+
+
 def http_problem(status: int) -> Problem:
     """The problem for a status that the framework chose, such as 404 for a path that is no route."""
     phrase = HTTPStatus(status).phrase

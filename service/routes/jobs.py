@@ -8,24 +8,14 @@ from service import results
 from service.job import CURSOR, Estimate, Eta, Job, JobList, JobView, Status
 from service.openapi import JOB_LINKS, LOCATION, SAMPLE_BODY, header, problem_responses
 from service.problems import (
-    BodyTooLarge,
-    Draining,
+    ASKING,
+    QUEUING,
     Forbidden,
     Gone,
-    Incomplete,
     InvalidRequest,
-    KeyConflict,
     Lost,
-    NoResult,
     NotFound,
-    NotJson,
-    NoWorker,
-    OverQuota,
-    QueueFull,
     QueueUnavailable,
-    StoreUnavailable,
-    TooMany,
-    TooSlow,
     UnknownModel,
 )
 from service.routes import caller_of, door_of, new_router
@@ -41,19 +31,6 @@ from service.wire import (
 )
 
 router = new_router()
-
-REFUSALS = (
-    BodyTooLarge,
-    TooSlow,
-    Incomplete,
-    NotJson,
-    InvalidRequest,
-    UnknownModel,
-    NoWorker,
-    QueueUnavailable,
-    Draining,
-)
-"""What may be wrong with a request for images."""
 
 SUBMITTED = LOCATION | {"Preference-Applied": header("With `Prefer: wait=N`: that it was heeded.", "wait=30")}
 """Headers of the answer to a submission."""
@@ -76,7 +53,7 @@ WaitSeconds = Annotated[float, Query(ge=0, le=60, description="Seconds to wait f
             "headers": SUBMITTED,
         },
         202: {"description": "It is queued.", "links": JOB_LINKS, "headers": SUBMITTED},
-        **problem_responses(*REFUSALS, QueueFull, KeyConflict, NoResult, Gone, StoreUnavailable, TooMany, OverQuota),
+        **problem_responses(*ASKING, UnknownModel, *QUEUING),
     },
     openapi_extra={"parameters": [PREFER_WAIT, IDEMPOTENCY_KEY], "requestBody": SAMPLE_BODY},
 )
@@ -103,7 +80,7 @@ async def submit(request: Request) -> Response:
     "/v1/estimates",
     tags=["jobs"],
     summary="What a request would take",
-    responses=problem_responses(*REFUSALS),
+    responses=problem_responses(*ASKING, UnknownModel),
     openapi_extra={"requestBody": SAMPLE_BODY},
 )
 async def estimate(request: Request) -> Estimate:

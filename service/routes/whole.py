@@ -12,24 +12,12 @@ from service import results
 from service.events import Patience
 from service.job import Job
 from service.problems import (
-    BodyTooLarge,
-    Draining,
+    ASKING,
+    QUEUING,
     FieldError,
-    Gone,
-    Incomplete,
     InvalidRequest,
-    KeyConflict,
-    NoResult,
     NoSuchModel,
     NotInTime,
-    NotJson,
-    NoWorker,
-    OverQuota,
-    QueueFull,
-    QueueUnavailable,
-    StoreUnavailable,
-    TooMany,
-    TooSlow,
     refused,
 )
 from service.routes import caller_of, door_of
@@ -38,25 +26,7 @@ from service.wire import idempotency_key, patience_of
 MOST_SECONDS = 600
 """For which an answer waits; who wants more submits a job and follows it."""
 
-REFUSALS = (
-    BodyTooLarge,
-    TooSlow,
-    Incomplete,
-    NotJson,
-    InvalidRequest,
-    KeyConflict,
-    NoSuchModel,
-    NoWorker,
-    TooMany,
-    OverQuota,
-    QueueFull,
-    QueueUnavailable,
-    Draining,
-    NoResult,
-    Gone,
-    StoreUnavailable,
-    NotInTime,
-)
+REFUSALS = (*ASKING, NoSuchModel, *QUEUING, NotInTime)
 """Why there may be no images."""
 
 
