@@ -22,7 +22,7 @@ def exact_checkpoint(
         classes=tuple(f"class {k}" for k in range(classes)),
         architecture=ExactOptions(examples=examples),
         default_steps=4,
-        max_steps=1000,
+        max_steps=10_000,
         license="Apache-2.0",
     )
     data = torch.rand(examples, 1, 4, 4, generator=rng) * 2 - 1

@@ -17,7 +17,8 @@ REREAD_SECONDS = 2.0
 
 PROGRESS_SECONDS = 0.1
 WAITERS_PER_SECOND = 500
-"""Who follows the progress of a job reads it after so long at the soonest, and a second later for so many who wait."""
+"""Who follows the progress of a job reads it so long after the last time at the soonest, and a second later for so many
+who wait."""
 
 Wish = Literal["news", "change", "end"]
 """What a client waits for: anything new of a job, its next change of status, or its end."""
@@ -33,16 +34,19 @@ class Patience:
         self.wish = wish
         self._deadline = asyncio.get_running_loop().time() + seconds
         self._woken = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self._looked = -float("inf")
+        self._due = -float("inf")
 
     def wake(self) -> None:
         """Have the job looked at again."""
         self._woken.set()
 
-    def wake_within(self, seconds: float) -> None:
-        """Have it looked at again so much later, or sooner if that was said before."""
-        if not (self._timer and self._timer.when() > asyncio.get_running_loop().time()):
-            self._timer = asyncio.get_running_loop().call_later(seconds, self.wake)
+    def wake_after(self, seconds: float) -> None:
+        """Have it looked at again, so long after the last time at the soonest."""
+        loop = asyncio.get_running_loop()
+        if self._due <= loop.time():
+            self._due = max(self._looked + seconds, loop.time())
+            loop.call_at(self._due, self.wake)
 
     def end(self) -> None:
         """Wait no longer."""
@@ -58,6 +62,7 @@ class Patience:
             async with asyncio.timeout(min(left, REREAD_SECONDS)):
                 await self._woken.wait()
         self._woken.clear()
+        self._looked = asyncio.get_running_loop().time()
         return True
 
     def is_answered(self, first: Job, now: Job) -> bool:
@@ -83,7 +88,7 @@ class Events:
         job_id, _, what = message.partition(" ")
         for patience in self._waiting.get(job_id, ()):
             if what == "progress" and patience.wish == "news":
-                patience.wake_within(PROGRESS_SECONDS + self.waiters / WAITERS_PER_SECOND)
+                patience.wake_after(PROGRESS_SECONDS + self.waiters / WAITERS_PER_SECOND)
             elif what not in IN_BETWEEN[patience.wish]:
                 patience.wake()
         if what not in IN_BETWEEN["end"]:

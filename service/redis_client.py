@@ -17,11 +17,15 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as NoAnswer
 from redis.maint_notifications import MaintNotificationsConfig
 
+from service.logs import get_logger
+
 PROTOCOL = 3
 MOST_CONNECTIONS = 32
 """Of one process; a call that finds them all busy waits for one."""
 
 TIMEOUT_SECONDS = 5
+
+log = get_logger()
 
 
 async def cancel(tasks: Collection[asyncio.Task[None]], again_seconds: float = 0.2) -> None:
@@ -110,7 +114,10 @@ class Link:
         """Give a message to the subscriber, and an answer to whoever has waited longest."""
         if isinstance(answer, PushNotification):
             if self._subscription and answer[0] == "message":
-                self._subscription[1](answer[2])
+                try:
+                    self._subscription[1](answer[2])
+                except Exception:
+                    log.exception("message not understood", channel=self._subscription[0])
             return
         expected = self._expected.popleft()
         if expected.done():  # its caller has left

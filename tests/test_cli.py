@@ -36,7 +36,8 @@ from tests.helpers import facts, worker_state
 from tests.network import bad_network
 
 POINTS = ["--dataset", "points", "--D", "2"]
-LONG = [*POINTS, "--count", "256", "--steps", "1000"]
+LONG = [*POINTS, "--count", "256", "--steps", "10000"]
+"""Longer than any test waits: to be canceled."""
 PFGMPP = str(Path(sys.executable).with_name("pfgmpp"))
 
 
@@ -173,12 +174,12 @@ def test_an_interruption_leaves_the_job_alone_and_says_so(
     grid = tmp_path / "grid.png"
     others = []
     if command == "watch":  # it waits for others, so that it has not ended before the command has started
-        *others, given = [[live.submit(dataset="points", D=2, count=256, steps=1000)["id"]] for _ in range(4)]
+        *others, given = [[live.submit(dataset="points", D=2, count=256, steps=10_000)["id"]] for _ in range(4)]
     elif command == "sample":
         given = [*LONG, "-o", str(grid)]
     else:
         shell("sample", *POINTS, "--count", 64, "-o", grid)
-        given = [str(rewritten(grid, {"steps": "1000"}))]
+        given = [str(rewritten(grid, {"steps": "10000"}))]
     # What a shell has begun with `&` ignores it, and so would what is begun here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with bad_network(live.url) as network:

@@ -31,13 +31,13 @@ from service.client import (
 )
 from service.client.asks import body_of, portions
 from service.client.exchange import retry_after
-from service.client.following import MessageParser
+from service.client.following import MessageParser, Preview
 from service.request import SampleRequest
 from tests.network import BadNetwork, Trouble, bad_network
 
 POINTS: Any = {"dataset": "points", "D": 2}
-LONG: Any = {"dataset": "points", "D": 2, "count": 64, "steps": 1000}
-"""Of some seconds, to be canceled."""
+LONG: Any = {"dataset": "points", "D": 2, "count": 64, "steps": 10_000}
+"""Longer than any test waits: to be canceled."""
 
 SOON: Any = {"dataset": "points", "D": 2, "count": 64, "steps": 200}
 """Of about a second."""
@@ -104,23 +104,35 @@ def test_models_without_classes_and_infinity(client: Client) -> None:
     assert images[0].info["D"] == "inf"
 
 
-def test_progress_is_told_with_previews(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_told(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     events = list[Event]()
-    images = client.sample(progress=events.append, **POINTS, count=64, steps=200, previews=4)
+    images = client.sample(progress=events.append, **POINTS, count=64, steps=200)
     kinds = [event.kind for event in events]
     assert (kinds[-1], kinds.count("finished")) == ("finished", 1)
-    assert {"started", "progress"} <= set(kinds)
+    assert kinds.count("started") == 1
     done = [event.job.progress.evaluations_done for event in events]
     assert done == sorted(done)
     assert done[-1] == events[-1].job.progress.evaluations_total
     assert events[-1].job == images.job
-    previews = [event.preview for event in events if event.preview]
-    assert previews
-    assert previews[-1].image.size == images.grid().size
-    assert previews[-1].evaluation <= previews[-1].evaluations == 399
     client.sample(progress=True, **POINTS, count=2)
     shown = capsys.readouterr()
     assert ("succeeded" in shown.err, "14/14 evaluations" in shown.err, shown.out) == (True, True, "")
+
+
+def test_previews_come_before_the_end(client: Client) -> None:
+    previews = list[Preview]()
+
+    def look(event: Event) -> None:
+        if event.preview:
+            previews.append(event.preview)
+        if len(previews) == 2:
+            client.job(event.job.id).cancel()
+
+    with pytest.raises(JobFailed, match="was canceled"):
+        client.sample(progress=look, **LONG, previews=64)
+    first, second = previews[:2]
+    assert 0 < first.evaluation < second.evaluation < first.evaluations == 19_999
+    assert first.image.size == (8 * (4 + 1) + 1,) * 2
 
 
 def test_a_job_is_submitted_found_listed_awaited_and_erased(client: Client) -> None:

@@ -67,6 +67,17 @@ async def test_patience_ends_with_its_time_or_when_told(queue: Queue) -> None:
     assert events.waiters == 0
 
 
+async def test_news_wake_at_once_and_then_with_a_distance() -> None:
+    patience = Patience(60, wish="news")
+    patience.wake_after(30)
+    assert await asyncio.wait_for(patience.wait(), 1)
+    before = asyncio.get_running_loop().time()
+    for seconds in (0.1, 0.0):
+        patience.wake_after(seconds)
+    assert await asyncio.wait_for(patience.wait(), 1)
+    assert asyncio.get_running_loop().time() - before >= 0.1
+
+
 async def test_a_waiter_outlives_the_loss_of_the_connection(queue: Queue) -> None:
     events, job_id = Events(queue), await submit(queue, 1)
     end = await awaited(events, job_id, Patience(60, wish="end"))
@@ -147,6 +158,21 @@ async def test_a_lost_link_fails_what_is_under_way_and_opens_again(link: Link, p
         await waiting
     assert await link.call("PUBLISH", "news", "hello") == 1
     assert told == ["hello"]
+
+
+async def test_a_subscriber_that_fails_ends_no_link(link: Link, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+
+    def take(message: str) -> None:
+        if message == "wrong":
+            raise ValueError("of the subscriber")
+        told.append(message)
+
+    link.subscribe("news", take)
+    for message in ("wrong", "right"):
+        await link.call("PUBLISH", "news", message)
+    assert told == ["right"]
+    assert "message not understood" in "".join(capsys.readouterr())
 
 
 async def test_a_silent_server_is_taken_for_lost(pool: ConnectionPool) -> None:

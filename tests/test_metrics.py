@@ -152,7 +152,7 @@ def expressions() -> list[str]:
 def test_metrics_are_those_of_the_documentation(service: Service) -> None:
     """With their types and labels, and with what happened: one job done, one canceled, one refused."""
     job = service.ended(service.submit(**POINTS, count=3, steps=4)["id"])
-    long = service.submit(**POINTS, count=256, steps=1000)
+    long = service.submit(**POINTS, count=256, steps=10_000)
     service.client.post(long["links"]["cancel"])
     assert service.client.post("/v1/samples", json=POINTS | {"D": 7}).status_code == 422
     text = until(

@@ -38,8 +38,8 @@ PHONE: ViewportSize = {"width": 360, "height": 740}
 DESK: ViewportSize = {"width": 1280, "height": 800}
 PATIENCE_MS = 20_000
 STAGES = ["Queue", "Batch wait", "Sampling", "Encoding"]
-LONG = {"count": "256", "steps": "1000"}
-"""A job that goes on for long enough to be seen, canceled and lost sight of."""
+LONG = {"count": "256", "steps": "10000"}
+"""Longer than any test waits: to be seen, lost sight of and canceled."""
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +174,7 @@ def test_what_files_refer_to_is_there_and_of_this_service() -> None:
 
 
 def test_a_request_becomes_a_picture(page: Page, service: Service) -> None:
-    sample(page, count="32", steps="500", seed="7")
-    expect(page.locator(".job[data-previews]")).to_be_visible()  # a picture before the picture
-    expect(page.locator(".job .progress .hint")).to_contain_text("of 31,968 evaluations")
+    sample(page, count="32", steps="50", seed="7")
     is_done(page)
     job = service.job(page.url.rsplit("/", 1)[1])
     assert (job["status"], job["seeds"]) == ("succeeded", list(range(7, 39)))
@@ -254,7 +252,7 @@ def test_a_job_is_copied_as_a_command_and_as_a_program(page: Page, service: Serv
 
 def test_what_is_wrong_is_said_at_the_field(page: Page) -> None:
     fill(page, steps="1", seed="x")
-    expect(page.locator("#sample-steps-error")).to_have_text("must be a whole number from 2 to 1000")
+    expect(page.locator("#sample-steps-error")).to_have_text("must be a whole number from 2 to 10000")
     expect(page.locator("#sample-seed-error")).to_contain_text("must be a whole number, or a list")
     page.click("#sample button[type=submit]")
     expect(page.locator("#sample-steps")).to_be_focused()
@@ -385,7 +383,7 @@ def test_a_link_says_what_the_form_holds(browser: Browser, service: Service) -> 
 
 
 def test_a_job_is_canceled_and_shows_what_was_finished(page: Page) -> None:
-    sample(page, count="256", steps="200")  # of 32 at once
+    sample(page, count="256", steps="2000")  # of 32 at once
     expect(page.locator(".job .progress .hint")).to_contain_text(re.compile("[1-9][0-9]* of 256 images"))
     page.click(".job >> text=Cancel")
     expect(page.locator(".job-state")).to_have_text("Canceled")
@@ -425,7 +423,8 @@ def test_a_lost_connection_is_told_and_found_again(page: Page) -> None:
 
 def test_a_job_is_followed_through_the_death_of_the_api(page: Page, service: Service) -> None:
     sample(page, **LONG)
-    expect(page.locator(".job[data-previews]")).to_be_visible()
+    expect(page.locator(".job[data-previews]")).to_be_visible()  # a picture before the picture
+    expect(page.locator(".job .progress .hint")).to_contain_text("of 5,119,744 evaluations")
     victim = service.pid("api")
     os.kill(victim, signal.SIGKILL)
     until(lambda: service.pid("api") != victim)
@@ -451,7 +450,7 @@ def test_a_proxy_that_reaches_nobody_is_a_lost_connection(page: Page, service: S
 
 def test_what_was_chosen_stays_while_there_is_no_worker(page: Page, browser: Browser, service: Service) -> None:
     page.check("#sample-D-0")
-    job_id = service.submit(dataset="points", D=1, count=256, steps=100)["id"]
+    job_id = service.submit(dataset="points", D=1, count=256, steps=2000)["id"]
     until(lambda: service.job(job_id)["progress"]["images_done"])
     service.client.post(f"/v1/jobs/{job_id}/cancel")
     service.ended(job_id)
@@ -533,8 +532,8 @@ def test_every_D_is_compared(page: Page, service: Service) -> None:
 def test_numbers_of_steps_are_compared(page: Page) -> None:
     page.click("nav >> text=Compare")
     page.check("#compare-by-1")
-    fill(page, "compare", sweep="3, none, 4000")
-    expect(page.locator("#compare-sweep-error")).to_contain_text("none, 4000: must be whole numbers from 2 to 1000")
+    fill(page, "compare", sweep="3, none, 40000")
+    expect(page.locator("#compare-sweep-error")).to_contain_text("none, 40000: must be whole numbers from 2 to 10000")
     fill(page, "compare", sweep="none, none")
     expect(page.locator("#compare-sweep-hint")).not_to_contain_text("twice")
     fill(page, "compare", sweep="4, 8, 4")

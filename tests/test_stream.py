@@ -231,8 +231,12 @@ async def test_a_stream_of_no_job_or_of_one_all_told_is_none(
 
 
 def test_a_stream_shows_a_job_from_its_queue_to_its_end(service: Service) -> None:
-    """Its previews become what it is: the last is close to the result, the first is not."""
-    job = service.submit(**GOOD, count=9, label=3, seed=1, steps=128, previews=8)
+    """Its previews become what it would be: a later one is closer to the result than the first.
+
+    The job is so long that there are previews on any machine, and canceled when there are some.
+    """
+    asked = {**GOOD, "label": 3, "seed": 1, "columns": 8}
+    job = service.submit(**asked, count=64, steps=256, previews=64)
     told, previews = [], []
     with service.client.stream("GET", job["links"]["events"]) as stream:
         lines = stream.iter_lines()
@@ -242,14 +246,17 @@ def test_a_stream_shows_a_job_from_its_queue_to_its_end(service: Service) -> Non
                 told.append(value)
             elif name == "data" and told[-1] == "preview":
                 previews.append(json.loads(value))
+                if len(previews) == 3:
+                    service.client.post(job["links"]["cancel"])
             elif name == "data":
                 latest = json.loads(value)
-    assert latest["status"] == "succeeded"
+    assert latest["status"] == "canceled"
     assert [kind for kind in WALK if kind in told] == WALK
     assert Counter(told)["finished"] == 1
     assert [each["evaluation"] for each in previews] == sorted({each["evaluation"] for each in previews})
-    assert all(each["evaluations"] == 255 and 0.002 <= each["sigma"] < 80 for each in previews)
-    with Image.open(BytesIO(service.client.get(latest["links"]["grid"]).content)) as grid:
+    assert all(each["evaluations"] == 511 and 0.002 <= each["sigma"] < 80 for each in previews)
+    done = service.ended(service.submit(**asked, count=64, steps=9)["id"])
+    with Image.open(BytesIO(service.client.get(done["links"]["grid"]).content)) as grid:
         end = np.asarray(grid, dtype=float)
     shown = [np.asarray(Image.open(BytesIO(base64.b64decode(each["png"]))), dtype=float) for each in previews]
     assert all(picture.shape == end.shape for picture in shown)
