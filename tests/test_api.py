@@ -583,7 +583,7 @@ async def test_a_client_that_goes_away_leaves_no_waiter(
         await eventually(lambda: _somebody_waits(events))
         assert not answering.done()
         said.put_nowait({"type": "http.disconnect"})
-        await asyncio.wait_for(answering, 5)
+        await asyncio.wait_for(answering, 10)
         assert events.waiters == 0
 
 
@@ -599,6 +599,22 @@ async def _somebody_waits(events: Events) -> bool:
 async def test_a_wrong_wait_is_refused(client: httpx.AsyncClient, wait: str) -> None:
     document = problem(await client.get(f"/v1/jobs/{'0' * 32}", params={"wait": wait}), 422, "invalid-request")
     assert [error.field for error in document.errors] == ["wait"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "known"),
+    [
+        ("POST", "/v1/samples?wait=30", "none"),
+        ("GET", "/v1/models?wait=30", "none"),
+        ("GET", f"/v1/jobs/{'0' * 32}?wait=0&seconds=1", "wait"),
+        ("GET", "/v1/jobs?state=running", "cursor, dataset, limit, owner, status"),
+    ],
+)
+async def test_an_unknown_parameter_is_refused(client: httpx.AsyncClient, method: str, path: str, known: str) -> None:
+    document = problem(await client.request(method, path), 422, "invalid-request")
+    assert [error.message for error in document.errors] == [f"there is no such parameter; known here: {known}"]
+    for open_one in ("/livez?at=1", "/metrics?at=1", "/?at=1"):  # which others than clients of the API ask
+        assert (await client.get(open_one)).is_success
 
 
 @pytest.mark.parametrize(

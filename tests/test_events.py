@@ -41,10 +41,10 @@ async def test_a_waiter_is_told_the_next_change_of_status_or_the_end(queue: Queu
     change = await awaited(events, job_id, Patience(60))
     end = await awaited(events, job_id, Patience(60, wish="end"))
     batch = await claim(queue)
-    assert await asyncio.wait_for(change, 1) == "running"
+    assert await asyncio.wait_for(change, 10) == "running"
     assert not end.done()
     await ended(queue, batch, job_id)
-    assert await asyncio.wait_for(end, 1) == "succeeded"
+    assert await asyncio.wait_for(end, 10) == "succeeded"
     assert events.waiters == 0
 
 
@@ -59,22 +59,22 @@ async def test_nobody_waits_for_what_has_ended_or_is_not_there(queue: Queue) -> 
 
 async def test_patience_ends_with_its_time_or_when_told(queue: Queue) -> None:
     events, job_id = Events(queue), await submit(queue, 1)
-    assert await asyncio.wait_for(await awaited(events, job_id, Patience(0.01)), 1) == "queued"
+    assert await asyncio.wait_for(await awaited(events, job_id, Patience(0.01)), 10) == "queued"
     patience = Patience(60)
     waiting = await awaited(events, job_id, patience)
     patience.end()
-    assert await asyncio.wait_for(waiting, 1) == "queued"
+    assert await asyncio.wait_for(waiting, 10) == "queued"
     assert events.waiters == 0
 
 
 async def test_news_wake_at_once_and_then_with_a_distance() -> None:
     patience = Patience(60, wish="news")
     patience.wake_after(30)
-    assert await asyncio.wait_for(patience.wait(), 1)
+    assert await asyncio.wait_for(patience.wait(), 10)
     before = asyncio.get_running_loop().time()
     for seconds in (0.1, 0.0):
         patience.wake_after(seconds)
-    assert await asyncio.wait_for(patience.wait(), 1)
+    assert await asyncio.wait_for(patience.wait(), 10)
     assert asyncio.get_running_loop().time() - before >= 0.1
 
 

@@ -668,7 +668,7 @@ async def test_a_claim_tells_whether_more_waits_and_takes_idle_tokens_back(queue
 async def test_waiting_ends_when_work_comes(queue: Queue) -> None:
     waiting = asyncio.create_task(queue.wait_for_work(MODELS, 60))
     await submit(queue, 1)
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 10)
 
 
 class Chaos:

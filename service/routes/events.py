@@ -18,7 +18,7 @@ from service.job import Job
 from service.logs import get_logger
 from service.openapi import EVENTS, problem_responses
 from service.problems import Gone, InvalidRequest, Lost, NotFound, QueueUnavailable, TooManyStreams
-from service.routes import caller_of, door_of, is_known, new_router
+from service.routes import caller_of, door_of, is_known, new_strict_router
 from service.stream import Kind, Known, PreviewEvent, ProgressEvent, message, news
 
 HEARTBEAT_SECONDS = 15.0
@@ -35,7 +35,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 log = get_logger()
 
-router = new_router()
+router = new_strict_router()
 
 
 class EventStream(StreamingResponse):

@@ -18,7 +18,7 @@ from service.problems import (
     QueueUnavailable,
     UnknownModel,
 )
-from service.routes import caller_of, door_of, new_router
+from service.routes import caller_of, door_of, new_strict_router
 from service.routes.results import PNG, grid_of
 from service.wire import (
     IDEMPOTENCY_KEY,
@@ -30,7 +30,7 @@ from service.wire import (
     read_json_body,
 )
 
-router = new_router()
+router = new_strict_router()
 
 SUBMITTED = LOCATION | {"Preference-Applied": header("With `Prefer: wait=N`: that it was heeded.", "wait=30")}
 """Headers of the answer to a submission."""

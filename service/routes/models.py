@@ -10,9 +10,9 @@ from service.problems import (
     NoWorker,
     QueueUnavailable,
 )
-from service.routes import admit_admin, door_of, new_router
+from service.routes import admit_admin, door_of, new_strict_router
 
-router = new_router()
+router = new_strict_router()
 
 
 @router.get("/v1/models", tags=["models"], summary="What can be sampled", responses=problem_responses(QueueUnavailable))

@@ -22,7 +22,7 @@ from service.problems import (
     QueueUnavailable,
     StoreUnavailable,
 )
-from service.routes import caller_of, door_of, new_router
+from service.routes import caller_of, door_of, new_strict_router
 from service.wire import has_current
 
 log = get_logger()
@@ -30,7 +30,7 @@ log = get_logger()
 T = TypeVar("T")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
-router = new_router()
+router = new_strict_router()
 
 
 def _file(media_type: str, description: str) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from fastapi import Request
 from service.catalogue import ServiceStatus, WorkerView
 from service.openapi import problem_responses
 from service.problems import QueueUnavailable
-from service.routes import door_of, new_router
+from service.routes import door_of, new_strict_router
 
-router = new_router()
+router = new_strict_router()
 
 
 @router.get("/v1/status", tags=["models"], summary="Workers and queue", responses=problem_responses(QueueUnavailable))
