@@ -227,7 +227,7 @@ def test_every_picture_is_made_again_from_itself(shell: Shell, tmp_path: Path) -
 
 
 def test_images_of_a_canceled_job_are_made_again_as_well(shell: Shell, tmp_path: Path) -> None:
-    job_id = shell("submit", *POINTS, "--count", 256, "--steps", 150)
+    job_id = shell("submit", *POINTS, "--count", 256, "--steps", 1000)
     until(lambda: shell.service.job(job_id)["progress"]["images_done"])
     job = shell.json("cancel", job_id)
     assert (job["status"], job["labels"]) == ("canceled", None)

@@ -286,14 +286,14 @@ def test_metrics_cover_queue_api_and_local_workers(service: Service) -> None:
 
 
 def test_a_killed_worker_is_replaced_and_its_job_succeeds_once(service: Service) -> None:
-    job = service.submit(**DIGITS, count=64, seed=3, steps=30)
+    job = service.submit(**DIGITS, count=16, seed=3, steps=128)
     until(lambda: bool(service.job(job["id"])["progress"]["evaluations_done"]))
     victim = service.pid("worker-1")
     os.kill(victim, signal.SIGKILL)
     done = service.ended(job["id"])
     assert (done["status"], done["attempts"]) == ("succeeded", 2)
     assert service.pid("worker-1") != victim
-    quiet = service.ended(service.submit(**DIGITS, count=64, seed=3, steps=30)["id"])
+    quiet = service.ended(service.submit(**DIGITS, count=16, seed=3, steps=128)["id"])
     until(lambda: service.events("job succeeded", job=quiet["id"]))
     assert len(service.events("job succeeded", job=job["id"])) == 1
     grids = [service.client.get(each["links"]["grid"]).content for each in (done, quiet)]
