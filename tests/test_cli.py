@@ -174,7 +174,7 @@ def test_an_interruption_leaves_the_job_alone_and_says_so(
     grid = tmp_path / "grid.png"
     others = []
     if command == "watch":  # it waits for others, so that it has not ended before the command has started
-        *others, given = [[live.submit(dataset="points", D=2, count=256, steps=10_000)["id"]] for _ in range(4)]
+        *others, given = [[live.submit(dataset="points", D=2, count=64, steps=10_000)["id"]] for _ in range(4)]
     elif command == "sample":
         given = [*LONG, "-o", str(grid)]
     else:
