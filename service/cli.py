@@ -37,6 +37,7 @@ ASKING = (
     asking.sample,
     asking.submit,
     asking.watch,
+    asking.fetch,
     asking.status,
     asking.jobs,
     asking.cancel,

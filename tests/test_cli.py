@@ -119,6 +119,36 @@ def test_a_job_is_submitted_watched_listed_and_canceled(shell: Shell) -> None:
     assert (problem["code"], problem["status"]) == ("not-found", 404)
 
 
+def test_the_images_of_a_job_are_fetched_when_it_has_ended(shell: Shell, tmp_path: Path) -> None:
+    job_id = shell("submit", *POINTS, "--count", 3, "--seed", 5, "--set", "trajectory=true")
+    files = {name: tmp_path / f"own{name}" for name in (".png", ".npz", ".zip", ".gif")}
+    said = shell("fetch", job_id, "-o", files[".png"], "--trajectory", files[".gif"])
+    assert re.fullmatch(
+        rf"wrote {files['.png']}: 3 images in .* s \(.* s of sampling\), seeds 5 to 7\nwrote {files['.gif']}", said
+    )
+    for name in (".npz", ".zip"):
+        assert shell.json("fetch", job_id, "-o", files[name])["status"] == "succeeded"
+    stored = {".png": "grid.png", ".gif": "trajectory.gif", ".npz": "images.npz", ".zip": "images.zip"}
+    for name, path in files.items():
+        assert path.read_bytes() == shell.service.client.get(f"/v1/jobs/{job_id}/{stored[name]}").content
+    without = shell("submit", *POINTS)
+    problem = shell.problem("fetch", without, "-o", tmp_path / "grid.png", "--trajectory", tmp_path / "rows.png")
+    assert (problem["code"], "kept no trajectory" in problem["detail"]) == ("not-found", True)
+    assert not (tmp_path / "grid.png").exists()
+    assert "must end with .png or .npz or .zip" in typed("fetch", job_id, "-o", "grid.jpg").stderr
+
+
+def test_what_was_finished_of_a_canceled_job_is_fetched_as_single_images(shell: Shell, tmp_path: Path) -> None:
+    job_id = shell("submit", *POINTS, "--count", 256, "--steps", 1000)
+    until(lambda: shell.service.job(job_id)["progress"]["images_done"])
+    shell("cancel", job_id)
+    said = shell("fetch", job_id, "-o", tmp_path / "some.zip")
+    assert re.search(r"some.zip: \d+ images .*, of the 256 of a canceled job$", said)
+    assert zipfile.is_zipfile(tmp_path / "some.zip")
+    problem = shell.problem("fetch", job_id, "-o", tmp_path / "grid.png")
+    assert (problem["code"], "was canceled" in problem["detail"]) == ("no-result", True)
+
+
 def test_events_are_lines_for_a_program(shell: Shell) -> None:
     job_id = shell("submit", *POINTS, "--count", 64, "--steps", 100)
     events = [json.loads(line) for line in shell("watch", job_id, "--json").splitlines()]
@@ -193,7 +223,7 @@ def test_an_interruption_leaves_the_job_alone_and_says_so(
         process.send_signal(signal.SIGINT)
         _, shown = process.communicate(timeout=20)
         [job_id] = {path.split("/")[3] for _, path, _ in network.seen if path.endswith("/events")}
-    words = f"job {job_id} goes on: `pfgmpp watch {job_id}`, or cancel it"
+    words = f"job {job_id} goes on: `pfgmpp fetch {job_id}`, or cancel it"
     if options:
         assert json.loads(shown) == {"code": "interrupted", "detail": words, "job": job_id}
     else:

@@ -9,6 +9,7 @@ import sys
 import time
 import typing
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ print(images[0].size, images.array.shape)
     environment = {"PFGMPP_SERVER": live.url, "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("(4, 4) (3, 4, 4, 1)\n", "")
+
+
+@pytest.mark.parametrize("package", ["service", "models"])
+def test_type_checkers_are_told_that_there_are_types(package: str) -> None:
+    assert resources.files(package).joinpath("py.typed").is_file()
 
 
 def test_images_are_a_sequence_of_pictures_and_an_array(client: Client, tmp_path: Path) -> None:

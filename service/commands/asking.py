@@ -1,5 +1,6 @@
 """The commands that ask a running service: `pfgmpp sample`, `submit`, `watch`, `status` and their like."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -26,18 +27,22 @@ JobId = Annotated[
     str, typer.Argument(metavar="ID", help="Of the job, as `submit` prints it.", autocompletion=completion.jobs)
 ]
 
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="FILE.png for one grid, FILE.npz for arrays, FILE.zip for single PNGs.")
+]
+Trajectory = Annotated[
+    Path | None, typer.Option(help="Also write how the images came about: FILE.gif, or FILE.png side by side.")
+]
+
+RESULTS = {".png": "grid.png", ".npz": "images.npz", ".zip": "images.zip"}
+"""What of a job's result a file holds, by how its name ends."""
+
 
 @given(request=request_of, reach=Reach)
 def sample(
-    *,
-    request: "SampleFields",
-    trajectory: Annotated[
-        Path | None, typer.Option(help="Also write how the images came about: FILE.gif, or FILE.png side by side.")
-    ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")] = Path("grid.png"),
-    reach: Reach,
+    *, request: "SampleFields", trajectory: Trajectory = None, output: Output = Path("grid.png"), reach: Reach
 ) -> None:
-    """Ask for images and write them as one PNG grid.
+    """Ask for images and write them: one PNG grid, arrays, or single PNGs.
 
     \b
     Examples:
@@ -48,14 +53,7 @@ def sample(
     if trajectory:
         request["trajectory"] = True
     with reach.client() as client:
-        job = _made(client, request, reach)
-        output.write_bytes(job.fetch("grid.png"))
-        if trajectory:
-            trajectory.write_bytes(job.fetch(f"trajectory{trajectory.suffix}"))
-    latency = job.job.latency
-    seconds = f" in {latency.total_seconds:.2f} s ({latency.sampling_seconds:.2f} s of sampling)" if latency else ""
-    lines = [f"wrote {output}: {_number(len(job.job.seeds), 'image')}{seconds}, {_span(job.job.seeds)}"]
-    reach.answer(job.job, "\n".join(lines + ([f"wrote {trajectory}"] if trajectory else [])))
+        _write(_made(client, request, reach), output, trajectory, reach)
 
 
 @given(request=request_of, reach=Reach)
@@ -65,7 +63,7 @@ def submit(request: "SampleFields", reach: Reach) -> None:
     \b
     Example:
       id=$(pfgmpp submit --dataset digits --D 2048 --count 64)
-      pfgmpp watch "$id"
+      pfgmpp fetch "$id" -o grid.png
     """
     with reach.client() as client:
         job = _submitted(client, request, reach)
@@ -97,6 +95,23 @@ def watch(job_id: JobId, reach: Reach) -> None:
         _fail(reach, job.job)
     if not reach.is_json:
         typer.echo(_told(job.job))
+
+
+@given(reach=Reach)
+def fetch(*, job_id: JobId, trajectory: Trajectory = None, output: Output = Path("grid.png"), reach: Reach) -> None:
+    """Write the images of a job, when it has ended.
+
+    Of a job that was canceled, FILE.npz and FILE.zip hold those that had been finished.
+
+    \b
+    Example:
+      pfgmpp fetch 0123456789abcdef0123456789abcdef -o images.npz
+    """
+    _check_files(reach, output, trajectory)
+    with reach.client() as client:
+        job = client.job(job_id)
+        _watch(job, reach)
+        _write(job, output, trajectory, reach)
 
 
 @given(reach=Reach)
@@ -291,7 +306,7 @@ def reproduce(
     except NoWord as error:
         reach.fail({"code": "not-reproducible", "detail": str(error)}, str(error))
     if output:
-        _check_files(reach, output)
+        _check_files(reach, output, known=(".png",))
     with reach.client() as client:
         job = _made(client, cast("SampleFields", known.remake.fields), reach)
         made = job.fetch(known.file)
@@ -325,7 +340,22 @@ def _watch(job: "Submitted", reach: Reach, progress: "Watch | None" = None) -> N
     try:
         job.wait(not reach.is_json if progress is None else progress)
     except KeyboardInterrupt:
-        reach.interrupted(f"job {job.id} goes on: `pfgmpp watch {job.id}`, or cancel it", job.id)
+        reach.interrupted(f"job {job.id} goes on: `pfgmpp fetch {job.id}`, or cancel it", job.id)
+
+
+def _write(job: "Submitted", output: Path, trajectory: Path | None, reach: Reach) -> None:
+    """Write what an ended job has made, and say so."""
+    contents = {output: job.fetch(RESULTS[output.suffix])}
+    if trajectory:
+        contents[trajectory] = job.fetch(f"trajectory{trajectory.suffix}")
+    for path, content in contents.items():
+        path.write_bytes(content)
+    view, latency = job.job, job.job.latency
+    images = _number(view.progress.images_done, "image")
+    seconds = f" in {latency.total_seconds:.2f} s ({latency.sampling_seconds:.2f} s of sampling)" if latency else ""
+    whose = _span(view.seeds) if view.status == "succeeded" else f"of the {len(view.seeds)} of a canceled job"
+    lines = [f"wrote {output}: {images}{seconds}, {whose}"]
+    reach.answer(view, "\n".join(lines + ([f"wrote {trajectory}"] if trajectory else [])))
 
 
 def _fail(reach: Reach, job: "JobView") -> None:
@@ -373,10 +403,12 @@ def _number(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _check_files(reach: Reach, output: Path, trajectory: Path | None = None) -> None:
+def _check_files(
+    reach: Reach, output: Path, trajectory: Path | None = None, known: Collection[str] = RESULTS.keys()
+) -> None:
     """End the program when pictures could not be written where they are to be."""
-    if output.suffix != ".png":
-        give_up(f"--output {output}: must end with .png, for a PNG is what it is", EXIT_MISCONFIGURED)
+    if output.suffix not in known:
+        give_up(f"--output {output}: must end with {' or '.join(known)}", EXIT_MISCONFIGURED)
     if trajectory and trajectory.suffix not in {".gif", ".png"}:
         give_up(f"--trajectory {trajectory}: must end with .gif or .png", EXIT_MISCONFIGURED)
     if trajectory and trajectory.resolve() == output.resolve():
