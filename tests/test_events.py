@@ -59,7 +59,8 @@ async def test_nobody_waits_for_what_has_ended_or_is_not_there(queue: Queue) -> 
 
 async def test_patience_ends_with_its_time_or_when_told(queue: Queue) -> None:
     events, job_id = Events(queue), await submit(queue, 1)
-    assert await asyncio.wait_for(await awaited(events, job_id, Patience(0.01)), 10) == "queued"
+    job = await asyncio.wait_for(events.follow(job_id, queue.read(job_id), Patience(0.01)), 10)
+    assert (job and job.status) == "queued"
     patience = Patience(60)
     waiting = await awaited(events, job_id, patience)
     patience.end()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from base64 import b64decode
 from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,15 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from bench.running import Service, running, until
 from bench.stores import exact_checkpoint
 from service.access import Caller, Keys
 from service.routes.page import FOLDER, POLICY, read_files
+from tests.browser import CHROMIUM, DESK, PHONE, compare, fill, is_done, opened, sample, started
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DS = (1.0, 128.0, float("inf"))
-PHONE: ViewportSize = {"width": 360, "height": 740}
-DESK: ViewportSize = {"width": 1280, "height": 800}
-PATIENCE_MS = 20_000
 STAGES = ["Queue", "Batch wait", "Sampling", "Encoding"]
 LONG = {"count": "256", "steps": "10000"}
 """Longer than any test waits: to be seen, lost sight of and canceled."""
@@ -74,29 +62,10 @@ def guarded(store: Path, memory: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    if program is None:
+    if CHROMIUM is None:
         pytest.skip("chromium is not installed (apt-get install chromium)")
-    expect.set_options(timeout=PATIENCE_MS)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+    with started() as browser:
         yield browser
-        browser.close()
-
-
-@contextmanager
-def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page in a browser that knows nothing yet; it may have nothing to complain about in the end."""
-    context = browser.new_context(**options)
-    context.set_default_timeout(PATIENCE_MS)
-    page, complaints = context.new_page(), list[str]()
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda said: complaints.append(said.text) if said.type in {"error", "warning"} else None)
-    page.goto(url)
-    yield page
-    context.close()
-    # Refusals and lost connections are logged by the browser itself.
-    assert not [text for text in complaints if not text.startswith("Failed to load resource")]
 
 
 @pytest.fixture
@@ -109,21 +78,6 @@ def page(browser: Browser, service: Service) -> Iterator[Page]:
 def is_filled(page: Page) -> None:
     """Wait until the forms know what can be sampled."""
     expect(page.locator("#sample-dataset")).to_have_value("points")
-
-
-def fill(page: Page, form: str = "sample", **fields: str) -> None:
-    for name, value in fields.items():
-        page.fill(f"#{form}-{name}", value)
-
-
-def sample(page: Page, **fields: str) -> None:
-    """Ask for images, as in the form."""
-    fill(page, **fields)
-    page.click("#sample button[type=submit]")
-
-
-def is_done(page: Page) -> None:
-    expect(page.locator(".job[data-picture=whole]")).to_be_visible(timeout=PATIENCE_MS)
 
 
 def shown_pixels(page: Page, selector: str) -> np.ndarray[Any, Any]:
@@ -494,12 +448,6 @@ def test_workers_and_queue_are_shown(page: Page) -> None:
 HEIGHTS = "selectors => selectors.map((one) => document.querySelector(one).getBoundingClientRect().height)"
 
 
-def compare(page: Page, **fields: str) -> None:
-    fill(page, "compare", **fields)
-    page.click("#compare button[type=submit]")
-    expect(page.locator(".comparison[data-done]")).to_be_visible()
-
-
 def test_every_D_is_compared(page: Page, service: Service) -> None:
     page.click("nav >> text=Compare")
     compare(page, count="3", seed="11", steps="6")
@@ -644,3 +592,9 @@ def is_readable(page: Page) -> None:
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate(CONTRAST) == [], (scheme, page.url)
+
+
+def test_the_pictures_of_its_document_are_made(browser: Browser, tmp_path: Path) -> None:
+    assert browser.is_connected()
+    subprocess.run([sys.executable, "-m", "tests.screenshots", "--folder", tmp_path], check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"page.png", "page-compare.png", "page-phone.png"}

@@ -1,14 +1,14 @@
 """The page at /docs: all of it comes from here, and a browser shows every operation."""
 
-import shutil
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from bench.running import Service, running
 from bench.stores import exact_checkpoint
+from tests.browser import CHROMIUM, started
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +29,19 @@ def test_its_files_are_a_closed_list(service: Service) -> None:
 
 
 def test_a_browser_without_internet_shows_every_operation(service: Service) -> None:
-    program = shutil.which("chromium")
-    if program is None:
+    if CHROMIUM is None:
         pytest.skip("chromium is not installed (apt-get install chromium)")
     document = service.client.get("/openapi.json").json()
     count = sum(map(len, document["paths"].values()))
     asked, said = list[str](), list[str]()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+    with started() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(f"{service.url}/docs")
-        expect(page.locator("#swagger-ui .opblock-summary")).to_have_count(count + 1, timeout=30_000)  # and a webhook
+        expect(page.locator("#swagger-ui .opblock-summary")).to_have_count(count + 1)  # and a webhook
         page.locator("#operations-models-models .opblock-summary-control").click()
         expect(page.locator("#operations-models-models .responses-wrapper")).to_contain_text('"dataset": "digits"')
-        browser.close()
     assert said == []
     assert {httpx.URL(url).host for url in asked if not url.startswith("data:")} == {"127.0.0.1"}
