@@ -124,9 +124,10 @@ def _doubled(size: int, largest: int) -> Iterator[int]:
 
 
 def timed(network: Network, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
-    """The network's answer and the least seconds it took: warm, unless it takes so long that this hardly matters.
+    """The network's answer and the least seconds it took, warm.
 
-    A quick one is asked again and again for PATIENCE_SECONDS, for what disturbs it takes as long as it does.
+    A slow one is asked twice, lest a process that was held up has it taken for slow; a quick one again and again for
+    PATIENCE_SECONDS, for what disturbs it takes as long as it does.
     """
     seconds, began = math.inf, time.perf_counter()
     for turn in itertools.count(1):
@@ -135,7 +136,7 @@ def timed(network: Network, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
         if answer.is_cuda:
             torch.cuda.synchronize(answer.device)
         seconds = min(seconds, time.perf_counter() - start)
-        if seconds > SLOW_SECONDS / 4 or (turn >= 3 and time.perf_counter() - began > PATIENCE_SECONDS):
+        if (turn >= 2 and seconds > SLOW_SECONDS / 4) or (turn >= 3 and time.perf_counter() - began > PATIENCE_SECONDS):
             break
     return answer, seconds
 

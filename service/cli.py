@@ -94,7 +94,7 @@ def naming_the_extra(command: str) -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRAS:
             raise
-        give_up(f"{command} needs {module}: pip install 'pfgmpp-serve[{EXTRAS[module]}]'", EXIT_MISCONFIGURED)
+        give_up(f"{command} needs {module}: pip install -c constraints.txt '.[{EXTRAS[module]}]'", EXIT_MISCONFIGURED)
 
 
 def print_version(is_asked: bool) -> None:
@@ -111,11 +111,11 @@ def program(
     ] = False,
     show_completion: Annotated[
         completion.Shell | None,
-        typer.Option(callback=show_callback, is_eager=True, help="Print what has a shell complete what is typed."),
+        typer.Option(callback=show_callback, is_eager=True, help="Print the completion script of a shell."),
     ] = None,
     install_completion: Annotated[
         completion.Shell | None,
-        typer.Option(callback=install_callback, is_eager=True, help="Write that where the shell finds it."),
+        typer.Option(callback=install_callback, is_eager=True, help="Install completion for a shell."),
     ] = None,
 ) -> None:
     """What is said to the program itself, which ends with the answer."""

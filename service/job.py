@@ -89,6 +89,12 @@ class ModelUsed(BaseModel):
 Event = Literal["started", "succeeded", "failed", "canceled", "expired"]
 """What a webhook can be told of a job."""
 
+
+def fate(status: str) -> str:
+    """What became of a job that has ended, as the end of a sentence."""
+    return "was canceled" if status == "canceled" else status
+
+
 ENDS: list[Event] = ["succeeded", "failed", "canceled", "expired"]
 
 

@@ -84,7 +84,7 @@ class SampleRequest(SampleOptions):
     seeds: list[Seed] | None = Field(None, description="One seed per image.")
     label: LabelField | None = Field(None, description="Class of all images; drawn from each seed if left out.")
     labels: list[LabelField] | None = Field(None, description="One class per image.")
-    columns: int | None = Field(None, ge=1, description="Of the grid; about as many as rows if left out.")
+    columns: int | None = Field(None, ge=1, description="Columns of the grid; about as many as rows if left out.")
     scale: int = Field(1, ge=1, le=MOST_SCALE, description="Enlargement of the PNGs, nearest neighbour.")
     previews: int = Field(
         0,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from service import sample
-from service.job import Job
+from service.job import Job, fate
 from service.picture import Pixels, film, grid, grid_shape, path, png
 from service.problems import NoResult, NotFinished
 from service.provenance import Picture, of_one, provenance
@@ -32,7 +32,7 @@ def with_result(job: Job) -> Job:
         left = f"what was finished ({job.done} of {job.count} images) is at /v1/jobs/{job.id}/images.npz and .zip"
         raise NoResult(f"job {job.id} was canceled; {left}")
     if job.status != "succeeded":
-        raise NoResult(f"job {job.id} {job.status}" + (f": {job.error.detail}" if job.error else ""))
+        raise NoResult(f"job {job.id} {fate(job.status)}" + (f": {job.error.detail}" if job.error else ""))
     return job
 
 

@@ -132,7 +132,8 @@ async def test_every_route_asks_who_it_is(guarded: dict[str, httpx.AsyncClient])
             url = path.format(job_id=job, k=0, dataset="digits", D=2048, model_name="digits-d2048", version="0" * 12)
             body = {"json": GOOD} if path in {"/v1/samples", "/v1/estimates"} else {}
             # The head alone of what would tell of the job until its end.
-            verb, params = ("HEAD", {"job": job}) if path.endswith("/events") else (method.upper(), {})
+            verb = "HEAD" if path.endswith("/events") else method.upper()
+            params = {"job": job} if path == "/v1/events" else {}
             status = (await client.request(verb, url, params=params, **body)).status_code  # type: ignore[arg-type]
             case = f"{method} {path} by {name}: {status}"
             if path in OPEN:

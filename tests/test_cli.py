@@ -120,7 +120,8 @@ def test_a_job_is_submitted_watched_listed_and_canceled(shell: Shell) -> None:
 
 
 def test_the_images_of_a_job_are_fetched_when_it_has_ended(shell: Shell, tmp_path: Path) -> None:
-    job_id = shell("submit", *POINTS, "--count", 3, "--seed", 5, "--set", "trajectory=true")
+    job_id = shell("submit", *POINTS, "--count", 3, "--seed", 5, "--solver", "euler", "--set", "trajectory=true")
+    assert shell.json("status", job_id)["request"]["solver"] == "euler"
     files = {name: tmp_path / f"own{name}" for name in (".png", ".npz", ".zip", ".gif")}
     said = shell("fetch", job_id, "-o", files[".png"], "--trajectory", files[".gif"])
     assert re.fullmatch(
@@ -423,6 +424,7 @@ def test_the_doctor_names_what_is_wrong(redis_url: str, tmp_path: Path) -> None:
     ("environment", "about", "level", "words"),
     [
         ({"PFGMPP_PORT": "eighty", "PFGMPP_LEASE_SECONDS": "-1"}, "settings", "FAIL", "port: "),
+        ({"PFGMPP_PORT": "eighty"}, "API", "FAIL", "does not answer"),
         ({"REDIS_URL": ""}, "redis", "warn", "no `pfgmpp serve` uses"),
         ({"REDIS_URL": "redis://127.0.0.1:1"}, "redis", "FAIL", "does not answer"),
         ({"PFGMPP_MODEL_STORE": "none"}, "models", "FAIL", "there is no folder"),
@@ -463,6 +465,7 @@ def test_the_doctor_needs_a_key_where_one_is_needed(live: Service, free_tcp_port
         assert (level, "it does not let you in" in words) == ("FAIL", True)
         assert {level for level, _ in examined(PFGMPP_SERVER=url, PFGMPP_KEY=key, **given)["API"]} == {"ok"}
         done = typed("estimate", *POINTS, "--server", url, "--key", key)
+        assert "; a client gives one by PFGMPP_KEY, Client(key=...) or --key" in typed("models", "--server", url).stderr
     assert (done.exit_code, "would be refused: queue-full" in done.stdout) == (1, True), done.output
 
 
@@ -499,6 +502,7 @@ def test_a_shell_completes_commands_and_what_the_service_knows(live: Service) ->
     assert completed("pfgmpp sample --dataset p", PFGMPP_SERVER="http://127.0.0.1:1") == []
     assert completed("pfgmpp jobs --status s") == ["succeeded"]
     assert completed("pfgmpp sample --precision ") == ["exact", "fast"]
+    assert completed("pfgmpp sample --solver dpm", PFGMPP_SERVER=live.url) == ["dpmpp-2m", "dpmpp-3m"]
     assert completed("pfgmpp sample --dataset points --set sigma_") == ["sigma_max=", "sigma_min="]
     assert completed("pfgmpp sample --set l") == completed("pfgmpp sample --set count") == []
 

@@ -56,4 +56,6 @@ def test_a_missing_package_is_named(command: list[str], module: str, extra: str,
         },
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [f"pfgmpp: {command[0]} needs {module}: pip install 'pfgmpp-serve[{extra}]'"]
+    assert done.stderr.splitlines() == [
+        f"pfgmpp: {command[0]} needs {module}: pip install -c constraints.txt '.[{extra}]'"
+    ]

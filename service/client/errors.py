@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from service.job import JobView
+from service.job import JobView, fate
 from service.problems import FieldError, ProblemDocument
+
+HOW_TO_GIVE_A_KEY = "a client gives one by PFGMPP_KEY, Client(key=...) or --key"
 
 
 class ClientError(Exception):
@@ -34,7 +36,8 @@ class Refused(ClientError):
 
     def __init__(self, problem: ProblemDocument, retry_after_seconds: float | None = None):
         later = "" if retry_after_seconds is None else f" (try again in {retry_after_seconds:g} s)"
-        super().__init__(f"{problem.code}: {problem.detail}{later}")
+        how = f"; {HOW_TO_GIVE_A_KEY}" if problem.code == "unauthorized" else ""
+        super().__init__(f"{problem.code}: {problem.detail}{later}{how}")
         self.document = problem
         self.code: str = problem.code
         self.status: int = problem.status
@@ -58,7 +61,7 @@ class JobFailed(ClientError):
 
     def __init__(self, job: JobView):
         why = f": {job.error.detail}" if job.error else ""
-        super().__init__(f"job {job.id} {'was canceled' if job.status == 'canceled' else job.status}{why}")
+        super().__init__(f"job {job.id} {fate(job.status)}{why}")
         self.job = job
         self.code: str = job.error.code if job.error else job.status
 

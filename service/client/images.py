@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
+SHOWN_PIXELS = 320
+"""Of a notebook's picture, along its longer side: small ones are enlarged to about that."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Images(Sequence["Image"]):
@@ -56,8 +59,14 @@ class Images(Sequence["Image"]):
         return f"<{len(self)} images of {model}, job {self.job.id}>"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
-        return self.grid_png
+        """What a notebook shows: the grid, its pixels enlarged by a whole number where they are few."""
+        grid = self.grid()
+        enlargement = SHOWN_PIXELS // max(grid.size)
+        if enlargement < 2:
+            return self.grid_png
+        png = BytesIO()
+        grid.resize((grid.width * enlargement, grid.height * enlargement), resample=0).save(png, "PNG")
+        return png.getvalue()
 
     @property
     def seeds(self) -> list[int]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from service.job import Estimate, Eta, JobView
 
 JobId = Annotated[
-    str, typer.Argument(metavar="ID", help="Of the job, as `submit` prints it.", autocompletion=completion.jobs)
+    str, typer.Argument(metavar="ID", help="The id of a job, as `submit` prints it.", autocompletion=completion.jobs)
 ]
 
 Output = Annotated[
@@ -59,6 +59,8 @@ def sample(
 @given(request=request_of, reach=Reach)
 def submit(request: "SampleFields", reach: Reach) -> None:
     """Make a job and print its id; do not wait for it.
+
+    With --set trajectory=true `fetch` can write how its images came about as well.
 
     \b
     Example:
@@ -99,7 +101,7 @@ def watch(job_id: JobId, reach: Reach) -> None:
 
 @given(reach=Reach)
 def fetch(*, job_id: JobId, trajectory: Trajectory = None, output: Output = Path("grid.png"), reach: Reach) -> None:
-    """Write the images of a job, when it has ended.
+    """Wait for a job to end, and write its images.
 
     Of a job that was canceled, FILE.npz and FILE.zip hold those that had been finished.
 
@@ -118,7 +120,13 @@ def fetch(*, job_id: JobId, trajectory: Trajectory = None, output: Output = Path
 def status(
     *,
     job_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="Of a job.", show_default=False, autocompletion=completion.jobs)
+        str | None,
+        typer.Argument(
+            metavar="[ID]",
+            help="The id of a job; without it the service as a whole.",
+            show_default=False,
+            autocompletion=completion.jobs,
+        ),
     ] = None,
     reach: Reach,
 ) -> None:
@@ -183,7 +191,7 @@ def jobs(
     dataset: Annotated[
         str | None, typer.Option(help="Only those of a data set.", autocompletion=completion.datasets)
     ] = None,
-    limit: Annotated[int, typer.Option(help="Most of them.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(help="So many at most.", min=1)] = 20,
     reach: Reach,
 ) -> None:
     """List your jobs, the last one first.

@@ -49,6 +49,12 @@ def statuses(incomplete: str) -> list[str]:
     return [status for status in get_args(Status) if status.startswith(incomplete)]
 
 
+def solvers(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The solvers of what is on offer that begin so."""
+    found = {solver for model in _asked(ctx, "/v1/models") for solver in model["solvers"]}
+    return sorted(solver for solver in found if solver.startswith(incomplete))
+
+
 def precisions(incomplete: str) -> list[str]:
     """Those that begin so."""
     from service.request import Precision

@@ -107,22 +107,28 @@ async def _findings(server: str, key: str | None) -> AsyncIterator[Finding]:
     for variable, meant in Settings.unknown_variables():
         advice = f"is {meant} meant? Otherwise unset it" if meant else "unset it, or see the list in docs/settings.md"
         yield Finding("warn", "settings", f"there is no setting {variable}", advice)
+    works = False
     try:
         settings = Settings()
     except ValidationError as error:
         for wrong in faults(error):
             yield Finding("FAIL", "settings", wrong, "mend the variable PFGMPP_<NAME> (or REDIS_URL) of that name")
-        return
-    yield Finding("ok", "settings", "all can be read")
+    else:
+        yield Finding("ok", "settings", "all can be read")
+        async for finding in _parts(settings):
+            works = works or (finding.about, finding.level) == ("workers", "ok")
+            yield finding
+    async for finding in _api(server, key, works):
+        yield finding
+
+
+async def _parts(settings: "Settings") -> AsyncIterator[Finding]:
+    """What the settings name."""
     for finding in _keys(settings):
         yield finding
-    works = False
     async for finding in _queue(settings):
-        works = works or (finding.about, finding.level) == ("workers", "ok")
         yield finding
     for finding in (*_results(settings), *_models(settings)):
-        yield finding
-    async for finding in _api(server, key, works):
         yield finding
 
 
@@ -272,7 +278,7 @@ def _results(settings: "Settings") -> Iterator[Finding]:
         finally:
             store.remove([probe])
     except ModuleNotFoundError as error:
-        yield Finding("FAIL", about, f"{where} needs {error.name}", "pip install 'pfgmpp-serve[s3]'")
+        yield Finding("FAIL", about, f"{where} needs {error.name}", "pip install -c constraints.txt '.[s3]'")
         return
     except (OSError, ValueError) as error:
         yield Finding("FAIL", about, f"{where} cannot be used ({error})", advice)

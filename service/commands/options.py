@@ -32,6 +32,7 @@ def request_of(
     label: Annotated[
         str | None, typer.Option(help="Class of all images, or one per image with commas; drawn if left out.")
     ] = None,
+    solver: Annotated[str | None, typer.Option(help="heun if left out.", autocompletion=completion.solvers)] = None,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +40,7 @@ def request_of(
             autocompletion=completion.precisions,
         ),
     ] = None,
-    columns: Annotated[int | None, typer.Option(help="Of the grid.")] = None,
+    columns: Annotated[int | None, typer.Option(help="Columns of the grid.")] = None,
     scale: Annotated[int, typer.Option(help="Enlargement of the picture, 1 to 16.")] = 1,
     chosen: Annotated[
         list[str] | None,
@@ -47,7 +48,7 @@ def request_of(
             "-s",
             "--set",
             metavar="NAME=VALUE",
-            help="Any other field of a request, such as solver=ipndm or alpha=0.1; repeatable.",
+            help="Any other field of a request, such as sigma_max=40 or trajectory=true; repeatable.",
             autocompletion=completion.fields,
         ),
     ] = None,
@@ -58,6 +59,7 @@ def request_of(
         "steps": steps,
         "seed": seed,
         "seeds": None if seeds is None else _seeds(seeds),
+        "solver": solver,
         "precision": precision,
         "columns": columns,
     }

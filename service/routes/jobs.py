@@ -99,7 +99,7 @@ async def jobs(
     request: Request,
     status: Annotated[Status | None, Query(description="Only those in this state.")] = None,
     dataset: Annotated[str, Query(max_length=64, description="Only those of this data set.")] = "",
-    limit: Annotated[int, Query(ge=1, le=100, description="Most of them.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="So many at most.")] = 20,
     cursor: Annotated[str, Query(pattern=CURSOR, description="`next` of the list before.")] = "",
     owner: Annotated[str | None, Query(max_length=64, description="Whose jobs, for administrators.")] = None,
 ) -> JobList:
