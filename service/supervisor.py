@@ -39,6 +39,9 @@ METRICS = "metrics"
 PREFIX = "pfgmpp-metrics-"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 
+YOUNG_SECONDS = 1.0
+"""A folder that nobody holds may be one that another service is about to hold, if it is so young."""
+
 log = get_logger()
 
 
@@ -260,8 +263,9 @@ def in_memory(folder: Path) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
     memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(gettempdir())
     for left in memory.glob(f"{PREFIX}*"):
-        with suppress(OSError), held(left):  # by nobody else any more
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError), held(left):  # by nobody else any more, or not yet
+            if time.time() - left.stat().st_mtime > YOUNG_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix=PREFIX, dir=memory, ignore_cleanup_errors=True) as name, held(Path(name)):
         folder.symlink_to(name)
         try:

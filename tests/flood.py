@@ -20,7 +20,7 @@ from typing import Annotated, Any, cast
 import httpx
 import typer
 
-from bench.running import Service, running
+from bench.running import PATIENCE_SECONDS, Service, running
 from bench.stores import exact_checkpoint
 from bench.timing import percentiles
 from service.access import Caller, Keys
@@ -39,6 +39,9 @@ TIMES = 10
 
 WAITING_SECONDS = 10
 """Of work are accepted at most."""
+
+LEAST_EVALUATIONS = 4 * EVALUATIONS + 64 * 511
+"""That must be accepted, however slow the machine is: those of the crowd's jobs."""
 
 FLOODERS = 8
 SLOW_READERS = 50
@@ -112,13 +115,13 @@ class Flood:
         self.rate = jobs / (time.monotonic() - began)
 
     def pour(self, seconds: float, answers: Counter[int]) -> None:
-        """Submit TIMES what it can do, evenly, for so long, whatever it answers."""
+        """Submit TIMES what it can do, evenly, for so long, whatever it answers; and until it has refused something."""
         until, counting = time.monotonic() + seconds, threading.Lock()
 
         def submit(_: int) -> None:
             with httpx.Client(base_url=self.service.url, headers=bearer(self.flooder), timeout=60) as client:
                 due = time.monotonic()
-                while due < until:
+                while due < until or not (answers[503] or time.monotonic() > until + PATIENCE_SECONDS):
                     time.sleep(max(0.0, due - time.monotonic()))
                     status = client.post("/v1/samples", json=FLOOD).status_code
                     with counting:
@@ -180,7 +183,7 @@ def run(
         with running(**options) as service:
             flood = Flood(service, flooder, other)
             flood.measure_rate()
-        most = int(WAITING_SECONDS * flood.rate * EVALUATIONS)
+        most = max(int(WAITING_SECONDS * flood.rate * EVALUATIONS), LEAST_EVALUATIONS)
         service = stack.enter_context(running(max_queued_evaluations=most, **options))
         flood.service = service
         flood.probe("warming up", 2)

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from bench.running import Service, running, until
+from bench.running import READY_SECONDS, Service, running, until
 from bench.stores import exact_checkpoint
 from service.access import Caller, Keys
 from service.routes.page import FOLDER, POLICY, read_files
@@ -183,13 +183,13 @@ def test_a_job_is_copied_as_a_command_and_as_a_program(page: Page, service: Serv
     page.select_option("#sample-label", "turn")
     fill(page, count="4", steps="3", seed=str(2**63 - 5))  # JavaScript's own numbers have not as many digits
     with page.expect_response("**/v1/samples") as submitted:
-        page.dblclick("#sample button[type=submit]")
+        page.eval_on_selector("#sample button[type=submit]", "button => { button.click(); button.click(); }")
     is_done(page)
     until(lambda: not page.get_attribute("#sample button[type=submit]", "aria-disabled"))
     assert service.client.get("/v1/jobs?limit=1").json()["jobs"][0]["id"] == submitted.value.json()["id"]
     grid = service.client.get(f"/v1/jobs/{page.url.rsplit('/', 1)[1]}/grid.png").content
     page.click("text=Copy as curl")
-    expect(page.locator("text=Copied")).to_have_count(2)  # the button, and for who listens
+    expect(page.locator("#live")).to_have_text("Copied")  # for who listens; the button says so for a moment
     command = page.evaluate("navigator.clipboard.readText()")
     subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, check=True)
     assert (saved_pixels((tmp_path / "grid.png").read_bytes(), 16) == saved_pixels(grid, 16)).all()
@@ -416,10 +416,10 @@ def test_what_was_chosen_stays_while_there_is_no_worker(page: Page, browser: Bro
             expect(other.locator(".job[data-picture=some]")).to_be_visible()
             expect(other.locator("text=Use these settings")).to_have_count(0)
             os.kill(service.process.pid, signal.SIGCONT)
-            expect(other.locator("text=Use these settings")).to_be_visible()
+            expect(other.locator("text=Use these settings")).to_be_visible(timeout=1000 * READY_SECONDS)
     finally:
         os.kill(service.process.pid, signal.SIGCONT)
-    expect(page.locator("#sample .notice.bad")).to_be_hidden()
+    expect(page.locator("#sample .notice.bad")).to_be_hidden(timeout=1000 * READY_SECONDS)
     expect(page.locator("#sample-D-0")).to_be_checked()
 
 

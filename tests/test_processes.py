@@ -320,7 +320,7 @@ def test_an_api_that_is_to_stop_says_so_first(service: Service) -> None:
         address = f"http://127.0.0.1:{door.getsockname()[1]}"
         with api, httpx.Client(base_url=address, timeout=70) as client:
             job = until(lambda: client.post("/v1/samples", json=DIGITS | {"count": 32, "steps": 40}).json())
-            until(lambda: client.get(job["links"]["self"]).json()["status"] == "running")
+            until(lambda: client.get(job["links"]["self"]).json()["status"] != "queued")
             waiting = elsewhere.submit(client.get, "/v1/jobs/" + job["id"], params={"wait": 60})
             api.terminate()
             ready = until(lambda: found if (found := client.get("/readyz")).status_code == 503 else None)
@@ -347,15 +347,18 @@ def test_a_killed_redis_comes_back_with_its_jobs(service: Service) -> None:
 
 def test_what_is_counted_lies_in_memory_and_goes_with_the_service(tmp_path: Path) -> None:
     memory = SHARED_MEMORY if SHARED_MEMORY.exists() else Path(gettempdir())
-    of_a_killed_one = Path(mkdtemp(prefix=PREFIX, dir=memory))
+    of_a_killed_one, new_one = (Path(mkdtemp(prefix=PREFIX, dir=memory)) for _ in range(2))
+    os.utime(of_a_killed_one, (0, 0))
     one, other = tmp_path / "one", tmp_path / "other"
     one.symlink_to(of_a_killed_one)
     with in_memory(one):
         with in_memory(other):
             assert {one.resolve().parent, other.resolve().parent} == {memory}
             assert (one.is_dir(), other.is_dir(), of_a_killed_one.exists()) == (True, True, False)
+            assert new_one.is_dir(), "another service may be about to hold it"
         assert one.is_dir()
     assert not list(tmp_path.iterdir())
+    new_one.rmdir()
 
 
 def test_on_a_full_disk_the_service_answers_and_goes_on_when_there_is_room(points: Path, tmp_path: Path) -> None:

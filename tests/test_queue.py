@@ -357,8 +357,8 @@ async def test_a_job_that_runs_alone_needs_empty_hands(queue: Queue) -> None:
 
 
 async def test_shorter_jobs_go_first_until_the_longer_have_waited_long_enough(queue: Queue, settings: Settings) -> None:
-    """A patience of 1 ms for each of 1,000 evaluations more is a second of precedence."""
-    patient = Queue(queue.redis, queue.blocking, settings.model_copy(update={"patience": 0.001}))
+    """A patience of 60 ms for each of 1,000 evaluations more is a minute of precedence."""
+    patient = Queue(queue.redis, queue.blocking, settings.model_copy(update={"patience": 0.06}))
     long = await submit(patient, 1, LANE, evaluations=1010)
     short = await submit(patient, 1, OTHER_LANE, evaluations=10)
     assert (await job_of(patient, long)).place == 1

