@@ -46,7 +46,7 @@ batches = Counter(
 job_duration = Histogram(
     "pfgmpp_job_duration_seconds", "Where a job's time went.", ["model", "stage"], buckets=SECONDS, registry=REGISTRY
 )
-batch_images = Histogram("pfgmpp_batch_images", "Images in a batch.", ["model"], buckets=IMAGES, registry=REGISTRY)
+batch_images = Histogram("pfgmpp_batch_images", "Images of a claim.", ["model"], buckets=IMAGES, registry=REGISTRY)
 network_evaluation_seconds = Histogram(
     "pfgmpp_network_evaluation_seconds",
     "One network evaluation of a whole batch.",

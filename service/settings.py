@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     patience: Annotated[float, Field(ge=0, le=3600)] = Field(
         60.0, description="Seconds for which a job lets shorter ones go first, by evaluation that they are shorter."
     )
-    precision: Literal["exact", "fast"] = Field("exact", description="Of requests that do not say.")
+    precision: Literal["exact", "fast"] = Field("exact", description="Precision of requests that name none.")
     compile: bool = Field(
         True,
         description="Compile small `fast` networks in the background; needs a C++ compiler, and the data directory.",

@@ -36,7 +36,7 @@ def comparison(browser: Browser, url: str, folder: Path) -> None:
 
 def phone(browser: Browser, url: str, folder: Path) -> None:
     """A finished job on a phone."""
-    with opened(browser, f"{url}/#/sample?dataset=digits&D=inf", viewport=PHONE, device_scale_factor=2) as page:
+    with opened(browser, f"{url}/#/sample?dataset=digits&D=inf", viewport=PHONE) as page:
         sample(page, count="12", seed="3")
         is_done(page)
         page.locator(".job").scroll_into_view_if_needed()

@@ -183,6 +183,7 @@ def test_errors_of_a_program_are_json_too(shell: Shell, tmp_path: Path) -> None:
     away = typed("models", "--json", "--server", "http://127.0.0.1:1")
     assert (away.exit_code, json.loads(away.stderr)["code"]) == (1, "unreachable")
     assert shell.problem("reproduce", tmp_path / "none.png")["code"] == "not-reproducible"
+    assert shell.problem("reproduce", tmp_path)["detail"].endswith("is a directory")
     assert shell.problem("sample", *POINTS, "-o", tmp_path / "none" / "grid.png")["code"] == "file-error"
     assert typed("sample", "--dataset", "points").exit_code == 2
     for command in (["sample", *POINTS], ["reproduce", Path(__file__).parent.parent / "docs" / "digits.png"]):

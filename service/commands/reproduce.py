@@ -79,6 +79,8 @@ def open_picture(path: Path) -> Known:
             text, pixels = getattr(image, "text", None), _pixels(image)
     except UnidentifiedImageError as error:
         raise NoWord(f"{path}: is no picture") from error
+    except IsADirectoryError as error:
+        raise NoWord(f"{path}: is a directory") from error
     except FileNotFoundError as error:
         raise NoWord(f"{path}: there is no such file") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
