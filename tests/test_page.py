@@ -22,10 +22,12 @@ from bench.running import READY_SECONDS, Service, running, until
 from bench.stores import exact_checkpoint
 from service.access import Caller, Keys
 from service.routes.page import FOLDER, POLICY, read_files
-from tests.browser import CHROMIUM, DESK, PHONE, compare, fill, is_done, opened, sample, started
+from tests.browser import CHROMIUM, DESK, PATIENCE_MS, PHONE, compare, fill, is_done, opened, sample, started
 
 DS = (1.0, 128.0, float("inf"))
 STAGES = ["Queue", "Batch wait", "Sampling", "Encoding"]
+NOTEBOOK = {"viewport": {"width": 1280, "height": 720}}
+POCKET = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
 LONG = {"count": "256", "steps": "10000"}
 """Longer than any test waits: to be seen, lost sight of and canceled."""
 
@@ -349,6 +351,41 @@ def test_a_job_is_canceled_and_shows_what_was_finished(page: Page) -> None:
     assert page.locator(".cell[aria-label$='not finished']").count() == 256 - done
 
 
+@pytest.mark.parametrize("window", [NOTEBOOK, POCKET], ids=["notebook", "phone"])
+def test_what_runs_is_in_view_with_the_way_to_cancel_it(
+    browser: Browser, service: Service, window: dict[str, Any]
+) -> None:
+    with opened(browser, service.url, **window) as page:
+        is_filled(page)
+        assert page.eval_on_selector("#sample .stage", "stage => stage.clientHeight") < 500  # nothing: no blank
+        sample(page, **LONG)
+        expect(page.locator(".job[data-previews]")).to_be_visible()
+        is_near_the_top(page, ".job canvas")
+        expect(page.locator(".job >> text=Cancel")).to_be_in_viewport(ratio=1)
+        expect(page.locator(".job .progress .hint")).to_be_in_viewport(ratio=1)
+        page.click(".job >> text=Cancel")
+        expect(page.locator(".job-state")).to_have_text("Canceled")
+        is_near_the_top(page, ".job canvas")
+
+
+def test_a_comparison_is_in_view_on_a_phone(browser: Browser, service: Service) -> None:
+    with opened(browser, f"{service.url}/#/compare", **POCKET) as page:
+        expect(page.locator("#compare-dataset")).to_have_value("points")
+        compare(page, count="2", steps="3")
+        is_near_the_top(page, ".compared canvas")
+
+
+def is_near_the_top(page: Page, selector: str) -> None:
+    """Wait until an element begins in the upper half of the window, for the page may be scrolling."""
+    places = "element => [element.getBoundingClientRect().top, window.innerHeight]"
+
+    def is_there() -> bool:
+        top, height = page.eval_on_selector(selector, places)
+        return bool(0 <= top < height / 2)
+
+    until(is_there, seconds=PATIENCE_MS / 1000)
+
+
 def test_a_lost_connection_is_told_and_found_again(page: Page) -> None:
     sample(page, **LONG)
     expect(page.locator(".job[data-status=running]")).to_be_visible()
@@ -441,6 +478,7 @@ def test_workers_and_queue_are_shown(page: Page) -> None:
     page.click("#status summary")
     expect(page.locator("#status-panel")).to_contain_text("points-d128")
     expect(page.locator("#status-words")).to_have_text("1 job running")
+    page.keyboard.press("Escape")  # it lies above the button
     page.click(".job >> text=Cancel")
     expect(page.locator("#status-words")).to_have_text("Idle")
 

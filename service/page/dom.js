@@ -89,13 +89,13 @@ export function say(element, words, seconds = 0) {
 }
 
 /**
- * Scroll to an element whose beginning is out of sight, or almost.
+ * Scroll to an element whose beginning is not near the top of the window.
  *
  * @param {HTMLElement} element
  */
 export function reveal(element) {
   const { top } = element.getBoundingClientRect();
-  if (top >= 0 && top < 0.6 * window.innerHeight) return;
+  if (top >= 0 && top < 0.25 * window.innerHeight) return;
   const isStill = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   element.scrollIntoView({ behavior: isStill ? "auto" : "smooth", block: "start" });
 }

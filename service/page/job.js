@@ -43,8 +43,8 @@ export class JobView {
     this.progress = el(
       "div",
       { class: "progress", hidden: true },
-      this.meter,
-      el("div", { class: "progress-line" }, this.news, this.stop),
+      el("div", { class: "progress-line" }, this.meter, this.stop),
+      this.news,
     );
     this.result = el("div", { class: "result" });
     this.element = el(
@@ -54,9 +54,9 @@ export class JobView {
       this.words,
       this.notice,
       this.waiting,
+      this.progress,
       this.picture,
       this.caption,
-      this.progress,
       this.result,
     );
   }

@@ -84,9 +84,12 @@ const MOST_EXCERPT = 4;
 const MOST_IMAGE_PIXELS = 256;
 const SMALL_GRID_PIXELS = 480;
 
-/** CSS pixels in height that a grid may have in any window, and those that it leaves of a higher one. */
-const GRID_PIXELS = 600;
-const OTHER_PIXELS = 160;
+/** CSS pixels in height that a grid may have in any window, those that it leaves of a higher one to what is above it... */
+const GRID_PIXELS = 400;
+const OTHER_PIXELS = 280;
+
+/** ... and those up to which it is not made smaller than it is, for then it would be blurred. */
+const CRISP_PIXELS = 600;
 
 /** @typedef {{width: number, height: number}} Size Of one image. */
 
@@ -172,7 +175,8 @@ export class Grid {
   #fit() {
     const { columns } = this.options;
     const image = (this.canvas.width - GAP) / columns;
-    const height = Math.max(GRID_PIXELS, window.innerHeight - OTHER_PIXELS);
+    const crisp = Math.min(CRISP_PIXELS, this.canvas.height);
+    const height = Math.max(GRID_PIXELS, crisp, window.innerHeight - OTHER_PIXELS);
     const most = this.options.most ?? Math.max(MOST_IMAGE_PIXELS, SMALL_GRID_PIXELS / Math.max(columns, this.rows));
     fit(this.canvas, { width: this.element.clientWidth, height, factor: Math.max(1, most / image) });
   }
