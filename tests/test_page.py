@@ -509,6 +509,9 @@ def test_every_D_is_compared(page: Page, service: Service) -> None:
     heights = page.evaluate(HEIGHTS, [".tick", "figcaption"])
     assert heights[0] < heights[1]
     expect(page.locator(".figures table")).to_contain_text("905.1")  # 80 sqrt(128)
+    assert page.locator(".compared-name .hint").all_inner_texts() == ["11 evaluations an image"] * 3
+    assert not re.search(r"\d m?s\b", page.inner_text(".comparison"))  # they ran beside each other: nothing that D does
+    expect(page.locator(".figures .table .hint")).to_contain_text("equally often whatever D is")
     for _ in range(2):
         page.reload()
         expect(page.locator(".comparison[data-done]")).to_be_visible()
@@ -530,6 +533,8 @@ def test_numbers_of_steps_are_compared(page: Page) -> None:
     assert [row[:2] for row in rows] == [["3", "5"], ["8", "15"], ["20", "39"]]
     expect(page.locator(".figures th").last).to_have_text("Distance to 20 steps")
     assert [row[4].replace("\N{EN DASH}", "itself") == "itself" for row in rows] == [False, False, True]
+    expect(page.locator(".figures .table .hint")).to_contain_text("ran beside each other")
+    expect(page.locator(".compared-name .hint").first).to_contain_text("Sampled in")
 
 
 def test_a_key_is_asked_for_and_limits_are_counted_down(browser: Browser, guarded: tuple[Service, str]) -> None:

@@ -6,10 +6,10 @@ import { plannedLevels } from "./levels.js";
 import { modelOf } from "./request.js";
 import { finalDistance, pathCanvas } from "./row.js";
 import { table } from "./table.js";
-import { amount, dimension, duration, imageWords, named } from "./words.js";
+import { amount, counted, dimension, duration, imageWords, named } from "./words.js";
 
 /** @import { Row } from "./row.js" */
-/** @import { Job, Model } from "./types.js" */
+/** @import { Job, Latency, Model } from "./types.js" */
 
 /** All jobs of a comparison. */
 export class Comparison {
@@ -69,6 +69,14 @@ export class Comparison {
   }
 
   /**
+   * @param {Latency} latency
+   * @returns {string} What a job took, as far as that comes of what differs.
+   */
+  costOf({ evaluations, sampling_seconds }) {
+    return this.by === "D" ? `${counted(evaluations, "evaluation")} an image` : `Sampled in ${duration(sampling_seconds)}`;
+  }
+
+  /**
    * @param {Job} job
    * @returns {Model | undefined}
    */
@@ -117,7 +125,7 @@ export class Comparison {
     this.figures.hidden = false;
     this.figures.replaceChildren(
       el("div", { class: "charts" }, this.#noiseChart(rows), this.#distanceChart(rows)),
-      this.#times(rows),
+      this.by === "D" ? costsOfD(rows) : costsOfSteps(rows),
     );
   }
 
@@ -182,33 +190,50 @@ export class Comparison {
       "Root of the mean square over all pixels from 0 to 1.",
     );
   }
+}
 
-  /**
-   * @param {Row[]} rows
-   * @returns {HTMLElement}
-   */
-  #times(rows) {
-    const most = rows.reduce((a, b) => ((b.job?.request.steps ?? 0) > (a.job?.request.steps ?? 0) ? b : a));
-    const head = [
-      this.by === "D" ? "D" : "Steps",
-      "Evaluations",
-      "Sampled in",
-      "In all",
-      this.by === "D" ? "r = σ√D at first" : `Distance to ${most.job?.request.steps} steps`,
+/**
+ * Without times, which would be taken for what D does.
+ *
+ * @param {Row[]} rows
+ * @returns {HTMLElement}
+ */
+function costsOfD(rows) {
+  const cells = rows.map((row) => {
+    const { request, latency } = /** @type {Job} */ (row.job);
+    return [dimension(request.D), amount(latency?.evaluations ?? 0), radius(request)];
+  });
+  return table(
+    "What it took",
+    ["D", "Evaluations of an image", "r = σ√D at first"],
+    cells,
+    "The network is asked equally often whatever D is. The jobs ran beside each other, so how long each took tells " +
+      "of their order, not of D.",
+  );
+}
+
+/**
+ * @param {Row[]} rows
+ * @returns {HTMLElement}
+ */
+function costsOfSteps(rows) {
+  const most = rows.reduce((a, b) => ((b.job?.request.steps ?? 0) > (a.job?.request.steps ?? 0) ? b : a));
+  const cells = rows.map((row) => {
+    const { request, latency } = /** @type {Job} */ (row.job);
+    return [
+      String(request.steps),
+      amount(latency?.evaluations ?? 0),
+      duration(latency?.sampling_seconds ?? 0),
+      duration(latency?.total_seconds ?? 0),
+      row === most ? "–" : short(finalDistance(row, most)),
     ];
-    const cells = rows.map((row) => {
-      const { request, latency } = /** @type {Job} */ (row.job);
-      const last = this.by === "D" ? radius(request) : row === most ? "–" : short(finalDistance(row, most));
-      return [
-        this.by === "D" ? dimension(request.D) : String(request.steps),
-        amount(latency?.evaluations ?? 0),
-        duration(latency?.sampling_seconds ?? 0),
-        duration(latency?.total_seconds ?? 0),
-        last,
-      ];
-    });
-    return table("What it took", head, cells);
-  }
+  });
+  return table(
+    "What it took",
+    ["Steps", "Evaluations", "Sampled in", "In all", `Distance to ${most.job?.request.steps} steps`],
+    cells,
+    "The jobs ran beside each other; alone, each is quicker.",
+  );
 }
 
 /**

@@ -4,7 +4,7 @@ import { blob, patiently } from "./api.js";
 import { el, say } from "./dom.js";
 import { follow } from "./follow.js";
 import { draw, fit, Grid, pngOf } from "./picture.js";
-import { amount, counted, duration, errorWords, expectation, statusWords } from "./words.js";
+import { amount, counted, errorWords, expectation, statusWords } from "./words.js";
 
 /** @import { OnWait } from "./api.js" */
 /** @import { Comparison } from "./comparison.js" */
@@ -128,7 +128,7 @@ export class Row {
     }
     const files = () => Promise.all([blob(job.links.grid, signal), blob(job.links.trajectory, signal)]);
     const [grid, path] = await patiently(files, { signal, onWait: this.wait });
-    this.#tell(`Sampled in ${duration(job.latency.sampling_seconds)}`);
+    this.#tell(this.whole.costOf(job.latency));
     const canvas = el("canvas");
     canvas.getContext("2d", { willReadFrequently: true });
     await Promise.all([this.grid?.show(grid, job.request.scale), draw(canvas, path, job.request.scale)]);

@@ -102,7 +102,6 @@ function queueTable({ models, evaluations }) {
     counted(queued_images, "image"),
     queued_jobs ? duration(oldest_age_seconds) : "–",
   ]);
-  const whole = table("Queue", ["Model", "Running", "Waiting", "For"], rows);
-  whole.append(el("p", { class: "hint" }, `${counted(evaluations, "evaluation")} accepted and not done.`));
-  return whole;
+  const note = `${counted(evaluations, "evaluation")} accepted and not done.`;
+  return table("Queue", ["Model", "Running", "Waiting", "For"], rows, note);
 }
