@@ -1,5 +1,6 @@
 """The page at `/`, in a real Chromium, on a real service."""
 
+import json
 import os
 import re
 import shutil
@@ -190,11 +191,15 @@ def test_a_job_is_copied_as_a_command_and_as_a_program(page: Page, service: Serv
     until(lambda: not page.get_attribute("#sample button[type=submit]", "aria-disabled"))
     assert service.client.get("/v1/jobs?limit=1").json()["jobs"][0]["id"] == submitted.value.json()["id"]
     grid = service.client.get(f"/v1/jobs/{page.url.rsplit('/', 1)[1]}/grid.png").content
-    page.click("text=Copy as curl")
-    expect(page.locator("#live")).to_have_text("Copied")  # for who listens; the button says so for a moment
-    command = page.evaluate("navigator.clipboard.readText()")
-    subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, check=True)
+    command = copied_command(page)
+    assert run_command(command, tmp_path) == (0, "grid.png: image/png\n", "")
     assert (saved_pixels((tmp_path / "grid.png").read_bytes(), 16) == saved_pixels(grid, 16)).all()
+    status, said, error = run_command(command.replace('"steps":3', '"steps":1'), tmp_path)
+    assert (status, said) == (22, "grid.png: application/problem+json\n")
+    assert "422" in error
+    slower = command.replace("wait=60", "wait=0").replace('"steps":3', '"steps":10000')
+    assert run_command(slower, tmp_path) == (0, "grid.png: application/json\n", "")
+    service.client.post(f"/v1/jobs/{json.loads((tmp_path / 'grid.png').read_text())['id']}/cancel")
     page.click("text=Copy as Python")
     until(lambda: "Client" in page.evaluate("navigator.clipboard.readText()"))
     program = page.evaluate("navigator.clipboard.readText()")
@@ -204,6 +209,53 @@ def test_a_job_is_copied_as_a_command_and_as_a_program(page: Page, service: Serv
     (tmp_path / "grid.png").unlink()
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     assert (saved_pixels((tmp_path / "grid.png").read_bytes(), 16) == saved_pixels(grid, 16)).all()
+
+
+def copied_command(page: Page) -> str:
+    """What "Copy as curl" puts on the clipboard."""
+    page.click("text=Copy as curl")
+    expect(page.locator("#live")).to_have_text("Copied")  # for who listens; the button says so for a moment
+    command: str = page.evaluate("navigator.clipboard.readText()")
+    return command
+
+
+def run_command(command: str, folder: Path) -> tuple[int, str, str]:
+    """Its exit status, and what it says; as in a shell that stops at nothing."""
+    ended = subprocess.run(["/bin/sh", "-c", command], cwd=folder, capture_output=True, text=True, check=False)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_a_long_job_is_copied_as_a_command_that_waits_for_it(page: Page, service: Service, tmp_path: Path) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    sample(page, **LONG, seed="7")
+    expect(page.locator(".job[data-previews]")).to_be_visible()
+    page.click(".job >> text=Cancel")
+    expect(page.locator(".job-state")).to_have_text("Canceled")
+    command = copied_command(page)
+    shorter = command.replace('"count":256', '"count":4').replace('"steps":10000', '"steps":500')
+    status, _, error = run_command(shorter.replace("wait=60", "wait=0"), tmp_path)  # asks again and again
+    assert (status, error) == (0, "")
+    job = service.client.get("/v1/jobs?limit=1").json()["jobs"][0]
+    assert (job["status"], job["seeds"]) == ("succeeded", [7, 8, 9, 10])  # one job, however often it was asked for
+    assert (tmp_path / "grid.png").read_bytes() == service.client.get(job["links"]["grid"]).content
+    status, _, error = run_command(command.replace('"count":256', '"count":0'), tmp_path)
+    assert status == 22
+    assert "422" in error
+
+
+CURL_OF = """async ([job, seconds]) => {
+  const { curlOf } = await import("/page/request.js");
+  const latency = { ...job.latency, sampling_seconds: seconds };
+  return curlOf({ ...job, latency }, undefined, location.origin, true);
+}"""
+
+
+def test_only_the_command_of_a_job_that_a_submission_waits_for_is_a_single_one(page: Page, service: Service) -> None:
+    job = service.ended(service.submit(dataset="points", D=1, count=1, steps=2)["id"])
+    quick, slow = (page.evaluate(CURL_OF, [job, seconds]) for seconds in (40, 41))
+    assert quick.startswith("curl --fail-with-body")
+    assert "while" in slow
+    assert all("Bearer $PFGMPP_KEY" in command for command in (quick, slow))
 
 
 def test_what_is_wrong_is_said_at_the_field(page: Page) -> None:

@@ -258,13 +258,12 @@ export class JobView {
    * @returns {HTMLElement}
    */
   #reusing(job) {
-    const request = requestOfJob(job, this.model);
     return el(
       "div",
       { class: "actions" },
       el("span", { class: "actions-name" }, "Again"),
-      copyButton("Copy as curl", () => curlOf(request, location.origin, currentKey() !== "")),
-      copyButton("Copy as Python", () => pythonOf(request, location.origin)),
+      copyButton("Copy as curl", () => curlOf(job, this.model, location.origin, currentKey() !== "")),
+      copyButton("Copy as Python", () => pythonOf(requestOfJob(job, this.model), location.origin)),
       this.model ? el("button", { type: "button", onclick: () => this.onReuse(job) }, "Use these settings") : null,
     );
   }

@@ -265,18 +265,41 @@ export function valuesOfJob(job, model) {
   };
 }
 
+/** A job that samples no longer is done before a submission is answered, which waits for 60 seconds at most. */
+const ANSWERED_SECONDS = 40;
+
 /**
- * The request as a command; the key is left to the environment.
+ * The request of a job as a command that writes its grid; the key is left to the environment. One that may take longer
+ * is asked for under one name again and again, until it has ended.
  *
- * @param {SampleRequest} request
+ * @param {Job} job
+ * @param {Model | undefined} model
  * @param {string} server
  * @param {boolean} hasKey
  * @returns {string}
  */
-export function curlOf(request, server, hasKey) {
+export function curlOf(job, model, server, hasKey) {
+  const command = submission(requestOfJob(job, model), server, hasKey);
+  const isShort = job.status === "succeeded" && (job.latency?.sampling_seconds ?? Infinity) <= ANSWERED_SECONDS;
+  if (isShort) return `${command} -w 'grid.png: %{content_type}\\n'`;
+  return [
+    "name=$(date +%s)-$$ answer=202",
+    'while [ "$answer" = 202 ]; do',
+    `  answer=$(${command} -w '%{http_code}' -H "Idempotency-Key: $name")`,
+    "done",
+  ].join("\n");
+}
+
+/**
+ * @param {SampleRequest} request
+ * @param {string} server
+ * @param {boolean} hasKey
+ * @returns {string} A command; what refuses the request is written instead of the grid, but not silently.
+ */
+function submission(request, server, hasKey) {
   const body = stringify(request).replaceAll("'", "'\\''");
   return [
-    `curl -sS ${server}/v1/samples`,
+    `curl --fail-with-body -sS ${server}/v1/samples`,
     ...(hasKey ? ['  -H "Authorization: Bearer $PFGMPP_KEY"'] : []),
     "  -H 'Content-Type: application/json' -H 'Prefer: wait=60' -H 'Accept: image/png'",
     `  -d '${body}' -o grid.png`,
