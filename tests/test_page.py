@@ -165,13 +165,13 @@ def test_an_image_is_pointed_at_opened_and_saved_by_keyboard_alone(page: Page, s
     page.press("#sample-seed", "Enter")
     is_done(page)
     page.focus(".cell")
-    expect(page.locator(".caption")).to_contain_text("Image 0: seed 5, class")
+    expect(page.locator(".caption")).to_contain_text("Image 0 (seed 5, class class ")
     page.keyboard.press("ArrowDown")
-    expect(page.locator(".caption")).to_contain_text("Image 2: seed 7, class")
+    expect(page.locator(".caption")).to_contain_text("Image 2 (seed 7, class class ")
     page.keyboard.press("Enter")
-    expect(page.locator("#viewer-caption")).to_contain_text("Image 2: seed 7")
+    expect(page.locator("#viewer-caption")).to_contain_text("Image 2 (seed 7")
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#viewer-caption")).to_contain_text("Image 3: seed 8")
+    expect(page.locator("#viewer-caption")).to_contain_text("Image 3 (seed 8")
     job = service.job(page.url.rsplit("/", 1)[1])
     single = service.client.get(f"/v1/jobs/{job['id']}/images/3.png").content
     with page.expect_download() as download:
@@ -256,6 +256,27 @@ def test_only_the_command_of_a_job_that_a_submission_waits_for_is_a_single_one(p
     assert quick.startswith("curl --fail-with-body")
     assert "while" in slow
     assert all("Bearer $PFGMPP_KEY" in command for command in (quick, slow))
+
+
+@pytest.mark.parametrize(("window", "words"), [(NOTEBOOK, "Point at an image"), (POCKET, "Tap an image")])
+def test_how_an_image_is_enlarged_is_said_for_mouse_and_finger(
+    browser: Browser, service: Service, window: dict[str, Any], words: str
+) -> None:
+    job = service.ended(service.submit(dataset="points", D=1, count=2, steps=2, seed=5)["id"])
+    with opened(browser, f"{service.url}/#/job/{job['id']}", **window) as page:
+        is_done(page)
+        expect(page.locator(".caption")).to_contain_text(words)
+        if "has_touch" in window:
+            page.tap(".cell >> nth=1")
+            expect(page.locator("#viewer-caption")).to_contain_text("Image 1 (seed 6, class")
+
+
+def test_both_forms_explain_what_D_is(page: Page) -> None:
+    for view, field in {"Sample": "#sample .field-D", "Compare": "#compare .field-Ds"}.items():
+        page.click(f"nav >> text={view}")
+        expect(page.locator(f"{field} .about p")).to_be_hidden()
+        page.click(f"{field} >> text=What is D?")
+        expect(page.locator(f"{field} .about p")).to_contain_text("Every D is a network of its own")
 
 
 def test_what_is_wrong_is_said_at_the_field(page: Page) -> None:
@@ -410,11 +431,15 @@ def test_what_runs_is_in_view_with_the_way_to_cancel_it(
     with opened(browser, service.url, **window) as page:
         is_filled(page)
         assert page.eval_on_selector("#sample .stage", "stage => stage.clientHeight") < 500  # nothing: no blank
+        assert page.inner_text("#sample .empty .hint").count("D\u00a0=\u00a0") == 2  # on one line each
         sample(page, **LONG)
         expect(page.locator(".job[data-previews]")).to_be_visible()
         is_near_the_top(page, ".job canvas")
         expect(page.locator(".job >> text=Cancel")).to_be_in_viewport(ratio=1)
         expect(page.locator(".job .progress .hint")).to_be_in_viewport(ratio=1)
+        expect(page.locator(".job .progress .hint")).to_have_text(
+            re.compile(r"images · about .* left( \(9 in 10: .*\))?$")
+        )
         page.click(".job >> text=Cancel")
         expect(page.locator(".job-state")).to_have_text("Canceled")
         is_near_the_top(page, ".job canvas")
@@ -552,7 +577,7 @@ def test_every_D_is_compared(page: Page, service: Service) -> None:
     assert page.eval_on_selector(".compared canvas", "canvas => canvas.clientHeight") > 80
     assert page.locator(".path").count() == 3
     page.click(".compared >> nth=1 >> .cell >> nth=2")
-    expect(page.locator(".paths h3")).to_contain_text("image 2: seed 13")
+    expect(page.locator(".paths h3")).to_have_text(re.compile(r"^How image 2 \(seed 13, class .*\) came about$"))
     path = shown_pixels(page, ".path >> nth=1 >> canvas")
     whole = saved_pixels(service.client.get(jobs[1]["links"]["trajectory"]).content, jobs[1]["request"]["scale"])
     assert (path == whole[10:16]).all()

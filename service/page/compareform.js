@@ -3,7 +3,7 @@
 import { estimate } from "./api.js";
 import { el } from "./dom.js";
 import { ChoiceField, NumberField, TextField } from "./fields.js";
-import { Form } from "./form.js";
+import { aboutD, D_HINT, Form } from "./form.js";
 import { evaluationsOf } from "./levels.js";
 import { Problem } from "./problem.js";
 import { dimensionOf, listed } from "./request.js";
@@ -32,7 +32,8 @@ export class CompareForm extends Form {
     );
     const all = new ChoiceField(name, "Ds", "D", {
       isMany: true,
-      hint: "How many dimensions the data gains: 1 is PFGM, ∞ is diffusion.",
+      hint: D_HINT,
+      more: aboutD(),
     });
     const sweep = new TextField(name, "sweep", "Steps", { hint: SWEEP_HINT, value: "4, 8, 18, 36, 64" });
     const count = new NumberField(name, "count", "Images", { min: 1, max: MOST_IMAGES, value: "8" });

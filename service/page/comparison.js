@@ -73,7 +73,8 @@ export class Comparison {
    * @returns {string} What a job took, as far as that comes of what differs.
    */
   costOf({ evaluations, sampling_seconds }) {
-    return this.by === "D" ? `${counted(evaluations, "evaluation")} an image` : `Sampled in ${duration(sampling_seconds)}`;
+    if (this.by === "D") return `${counted(evaluations, "evaluation")} an image`;
+    return `Sampled in ${duration(sampling_seconds)}`;
   }
 
   /**

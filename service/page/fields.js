@@ -187,9 +187,9 @@ export class ChoiceField {
    * @param {string} form
    * @param {string} name
    * @param {string} label
-   * @param {{isMany?: boolean, hint?: string}} [options]
+   * @param {{isMany?: boolean, hint?: string, more?: Node}} [options]
    */
-  constructor(form, name, label, { isMany = false, hint = "" } = {}) {
+  constructor(form, name, label, { isMany = false, hint = "", more } = {}) {
     this.form = form;
     this.name = name;
     this.type = isMany ? "checkbox" : "radio";
@@ -202,6 +202,7 @@ export class ChoiceField {
       el("legend", {}, label),
       this.options,
       this.hint,
+      more ?? null,
       this.error,
     );
   }

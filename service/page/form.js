@@ -19,6 +19,25 @@ const SUBMIT_AGAIN_AFTER_SECONDS = 0.5;
 /** Errors of these fields of a request belong to another field of the form. */
 const SHOWN_AT = /** @type {Record<string, string>} */ ({ seeds: "seed" });
 
+export const D_HINT = "1 is PFGM, ∞ is diffusion.";
+
+/** @returns {HTMLElement} What D is, for who wants to know. */
+export function aboutD() {
+  return el(
+    "details",
+    { class: "about" },
+    el("summary", {}, "What is D?"),
+    el(
+      "p",
+      { class: "hint" },
+      "PFGM++ takes images for electric charges in a space that has D dimensions more than an image has numbers, and " +
+        "makes a new one by going back to them along the lines of their field. With a small D the network has " +
+        "learned from noise of very different strengths, and forgives errors of its own; a large D is easier to " +
+        "learn. Every D is a network of its own.",
+    ),
+  );
+}
+
 export class Form {
   /** @type {Model[]} */
   models = [];
@@ -64,7 +83,7 @@ export class Form {
     const { name } = this;
     return {
       dataset: new SelectField(name, "dataset", "Data set"),
-      D: new ChoiceField(name, "D", "D", { hint: "How many dimensions the data gains: 1 is PFGM, ∞ is diffusion." }),
+      D: new ChoiceField(name, "D", "D", { hint: D_HINT, more: aboutD() }),
       label: new SelectField(name, "label", "Classes"),
       labels: new TextField(name, "labels", "List of classes", {
         hint: "With commas; repeated until every image has one.",
@@ -291,7 +310,7 @@ export class Form {
       else homeless.push(`${field}: ${message}`);
     }
     for (const [name, field] of Object.entries(this.fields)) field.fault(faults[name] ?? "");
-    const more = this.element.querySelector("details");
+    const more = /** @type {HTMLDetailsElement | null} */ (this.element.querySelector(".more"));
     if (more?.querySelector(".error:not(:empty)")) more.open = true;
     say(this.error, [words, ...homeless].filter(Boolean).join("; "));
   }

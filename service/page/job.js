@@ -152,7 +152,10 @@ export class JobView {
 
   /** @returns {string} */
   #usualCaption() {
-    return this.job?.links.grid ? "Point at an image for its seed and class; click it to enlarge it." : "";
+    if (!this.job?.links.grid) return "";
+    return window.matchMedia("(hover: none)").matches
+      ? "Tap an image for its seed and class, and to enlarge it."
+      : "Point at an image for its seed and class; click it to enlarge it.";
   }
 
   /** @param {News} news */
@@ -163,7 +166,7 @@ export class JobView {
     const lack = this.job?.waits_for ? ` It waits for ${this.job.waits_for}.` : "";
     const evaluations = `${amount(evaluations_done)} of ${counted(evaluations_total, "evaluation")}`;
     const done = `${evaluations}, ${amount(images_done)} of ${counted(images_total, "image")}`;
-    const left = eta_seconds ? ` · still ${expectation(eta_seconds)}` : "";
+    const left = eta_seconds ? ` · ${expectation(eta_seconds, " left")}` : "";
     this.news.textContent = (status === "queued" ? `${ahead}.${lack}` : done) + left;
   }
 

@@ -84,11 +84,11 @@ const MOST_EXCERPT = 4;
 const MOST_IMAGE_PIXELS = 256;
 const SMALL_GRID_PIXELS = 480;
 
-/** CSS pixels in height that a grid may have in any window, those that it leaves of a higher one to what is above it... */
+/** CSS pixels in height that a grid may have in any window, and those of a higher one that are for what is above it. */
 const GRID_PIXELS = 400;
 const OTHER_PIXELS = 280;
 
-/** ... and those up to which it is not made smaller than it is, for then it would be blurred. */
+/** Those up to which a grid is not made smaller than it is, for then it would be blurred. */
 const CRISP_PIXELS = 600;
 
 /** @typedef {{width: number, height: number}} Size Of one image. */

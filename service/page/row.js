@@ -110,7 +110,7 @@ export class Row {
   #progress({ status, progress, eta_seconds }) {
     if (status !== "running") return;
     const done = `${amount(progress.evaluations_done)} of ${counted(progress.evaluations_total, "evaluation")}`;
-    this.#tell(done + (eta_seconds ? `, still ${expectation(eta_seconds)}` : ""));
+    this.#tell(done + (eta_seconds ? `, ${expectation(eta_seconds, " left")}` : ""));
   }
 
   /** @param {Preview} preview */

@@ -6,7 +6,7 @@ import { Form } from "./form.js";
 import { JobView } from "./job.js";
 import { modelOf, PREVIEWS, valuesOfJob } from "./request.js";
 import { note, remember, remembered } from "./route.js";
-import { errorWords } from "./words.js";
+import { errorWords, named } from "./words.js";
 
 /** @import { OnWait } from "./api.js" */
 /** @import { Job, Model, SampleRequest } from "./types.js" */
@@ -137,7 +137,8 @@ export class SampleView {
         el(
           "p",
           { class: "hint" },
-          "PFGM++ is one family of generative models: PFGM at D = 1, diffusion at D = ∞, and all between.",
+          `PFGM++ is one family of generative models: PFGM at ${named("D", "1")}, diffusion at ${named("D", "∞")}, ` +
+            "and all between.",
         ),
       ),
     );

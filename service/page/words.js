@@ -75,11 +75,12 @@ export function duration(seconds) {
 
 /**
  * @param {Eta} eta
- * @returns {string} Such as "about 3 s, at most 5 s in 9 of 10 cases".
+ * @param {string} [left] Said of what is under way.
+ * @returns {string} Such as "about 3 s (9 in 10: under 5 s)".
  */
-export function expectation({ p50, p90 }) {
+export function expectation({ p50, p90 }, left = "") {
   const [likely, most] = [duration(p50), duration(p90)];
-  return likely === most ? `about ${likely}` : `about ${likely}, at most ${most} in 9 of 10 cases`;
+  return `about ${likely}${left}${likely === most ? "" : ` (9 in 10: under ${most})`}`;
 }
 
 /**
@@ -149,7 +150,7 @@ export function consecutive(seeds) {
 }
 
 /**
- * An image of a job in words, such as "image 3: seed 10, class 7".
+ * An image of a job in words, such as "image 3 (seed 10, class 7)".
  *
  * @param {Job} job
  * @param {number} k
@@ -158,7 +159,7 @@ export function consecutive(seeds) {
  */
 export function imageWords({ seeds, labels }, k, classes) {
   const label = labels?.[k];
-  return `image ${k}: seed ${seeds[k]}${label === undefined ? "" : `, class ${classes[label] ?? label}`}`;
+  return `image ${k} (seed ${seeds[k]}${label === undefined ? "" : `, class ${classes[label] ?? label}`})`;
 }
 
 /**
