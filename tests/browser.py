@@ -8,6 +8,8 @@ from typing import Any
 from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
 
 PHONE: ViewportSize = {"width": 360, "height": 740}
+POCKET: dict[str, Any] = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
+"""A phone that is touched, not only as narrow as one."""
 DESK: ViewportSize = {"width": 1280, "height": 800}
 PATIENCE_MS = 20_000
 

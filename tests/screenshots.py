@@ -7,7 +7,7 @@ import typer
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from bench.running import running
-from tests.browser import PHONE, compare, is_done, opened, sample, started
+from tests.browser import POCKET, compare, is_done, opened, sample, started
 
 WIDE: ViewportSize = {"width": 1180, "height": 900}
 
@@ -36,10 +36,9 @@ def comparison(browser: Browser, url: str, folder: Path) -> None:
 
 def phone(browser: Browser, url: str, folder: Path) -> None:
     """A finished job on a phone."""
-    with opened(browser, f"{url}/#/sample?dataset=digits&D=inf", viewport=PHONE) as page:
+    with opened(browser, f"{url}/#/sample?dataset=digits&D=inf", **POCKET, reduced_motion="reduce") as page:
         sample(page, count="12", seed="3")
         is_done(page)
-        page.locator(".job").scroll_into_view_if_needed()
         save(page, folder / "page-phone.png", is_whole=False)
 
 

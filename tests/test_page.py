@@ -23,12 +23,11 @@ from bench.running import READY_SECONDS, Service, running, until
 from bench.stores import exact_checkpoint
 from service.access import Caller, Keys
 from service.routes.page import FOLDER, POLICY, read_files
-from tests.browser import CHROMIUM, DESK, PATIENCE_MS, PHONE, compare, fill, is_done, opened, sample, started
+from tests.browser import CHROMIUM, DESK, PATIENCE_MS, PHONE, POCKET, compare, fill, is_done, opened, sample, started
 
 DS = (1.0, 128.0, float("inf"))
 STAGES = ["Queue", "Batch wait", "Sampling", "Encoding"]
 NOTEBOOK = {"viewport": {"width": 1280, "height": 720}}
-POCKET = {"viewport": PHONE, "is_mobile": True, "has_touch": True}
 LONG = {"count": "256", "steps": "10000"}
 """Longer than any test waits: to be seen, lost sight of and canceled."""
 
