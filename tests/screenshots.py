@@ -1,9 +1,11 @@
 """The pictures of docs/page.md, of the page of a service with the shipped models: `python -m tests.screenshots`."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from bench.running import running
@@ -16,7 +18,8 @@ def save(page: Page, path: Path, *, is_whole: bool = True) -> None:
     """Write what the page shows when all is quiet."""
     expect(page.locator("#status-words")).to_have_text("Idle")
     page.mouse.move(0, 0)
-    page.screenshot(path=path, full_page=is_whole)
+    with Image.open(BytesIO(page.screenshot(full_page=is_whole))) as picture:
+        picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def desk(browser: Browser, url: str, folder: Path) -> None:
