@@ -263,9 +263,10 @@ def in_memory(folder: Path) -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
     memory = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else Path(gettempdir())
     for left in memory.glob(f"{PREFIX}*"):
-        with suppress(OSError), held(left):  # by nobody else any more, or not yet
+        with suppress(OSError):
             if time.time() - left.stat().st_mtime > YOUNG_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+                with held(left):  # by nobody else any more
+                    shutil.rmtree(left, ignore_errors=True)
     with TemporaryDirectory(prefix=PREFIX, dir=memory, ignore_cleanup_errors=True) as name, held(Path(name)):
         folder.symlink_to(name)
         try:
