@@ -45,10 +45,13 @@ def phone(browser: Browser, url: str, folder: Path) -> None:
         save(page, folder / "page-phone.png", is_whole=False)
 
 
+VIEWS = (desk, comparison, phone)
+
+
 def draw(folder: Annotated[Path, typer.Option(help="Where the PNGs go.")] = Path("docs")) -> None:
     """Make all pictures of docs/page.md."""
     with running() as service, started() as browser:
-        for view in (desk, comparison, phone):
+        for view in VIEWS:
             view(browser, service.url, folder)
 
 

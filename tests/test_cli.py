@@ -140,7 +140,7 @@ def test_the_images_of_a_job_are_fetched_when_it_has_ended(shell: Shell, tmp_pat
 
 
 def test_what_was_finished_of_a_canceled_job_is_fetched_as_single_images(shell: Shell, tmp_path: Path) -> None:
-    job_id = shell("submit", *POINTS, "--count", 256, "--steps", 3000)
+    job_id = shell("submit", *POINTS, "--count", 256, "--steps", 1500)
     until(lambda: shell.service.job(job_id)["progress"]["images_done"])
     shell("cancel", job_id)
     said = shell("fetch", job_id, "-o", tmp_path / "some.zip")
@@ -259,7 +259,7 @@ def test_every_picture_is_made_again_from_itself(shell: Shell, tmp_path: Path) -
 
 
 def test_images_of_a_canceled_job_are_made_again_as_well(shell: Shell, tmp_path: Path) -> None:
-    job_id = shell("submit", *POINTS, "--count", 256, "--steps", 3000)
+    job_id = shell("submit", *POINTS, "--count", 256, "--steps", 1500)
     until(lambda: shell.service.job(job_id)["progress"]["images_done"])
     job = shell.json("cancel", job_id)
     assert (job["status"], job["labels"]) == ("canceled", None)
