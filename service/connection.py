@@ -28,13 +28,15 @@ RETRY_SECONDS = 5
 
 def _last_answer(status: int, phrase: str, code: str, headers: str = "") -> bytes:
     """A problem document without a request, after which the connection is closed."""
-    body = f'{{"type":"about:blank","title":"{phrase}","status":{status},"detail":"{phrase}","code":"{code}"}}'
+    told = f'"type":"about:blank","title":"{phrase}","status":{status},"detail":"{phrase}","instance":"","errors":[]'
+    body = f'{{{told},"code":"{code}"}}'
     return (
         f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\n{headers}"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}"
     ).encode()
 
 
+UNREADABLE = _last_answer(400, "Invalid HTTP request", "invalid-http")
 TOO_LONG = _last_answer(431, "Request Header Fields Too Large", "head-too-large")
 TOO_MANY = _last_answer(
     503, "Too many connections", "too-many-connections", headers=f"retry-after: {RETRY_SECONDS}\r\n"
@@ -126,6 +128,12 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._have_taken()
         super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(UNREADABLE)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Answer as if no upgrade were asked for, and log nothing: there is none that an operator could install."""
 
     def _end(self, last: bytes) -> None:
         self.transport.write(last)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -182,7 +182,7 @@ def answer(request: Request, problem: Problem) -> JSONResponse:
     path = request.url.path
     dialect = dialect_of(path)
     return JSONResponse(
-        dialect.document(problem, path).model_dump(mode="json"),
+        dialect.document(problem, quote(path)).model_dump(mode="json"),
         dialect.status(problem),
         problem.headers,
         media_type=dialect.media_type,

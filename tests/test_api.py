@@ -33,7 +33,7 @@ def problem(response: httpx.Response, status: int, code: str) -> ProblemDocument
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
     document = ProblemDocument.model_validate(response.json())
     assert (document.status, document.code) == (status, code), document.detail
-    assert document.instance == response.request.url.path
+    assert document.instance == response.request.url.raw_path.decode().partition("?")[0]
     return document
 
 

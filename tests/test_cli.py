@@ -121,8 +121,11 @@ def test_a_job_is_submitted_watched_listed_and_canceled(shell: Shell) -> None:
 
 def test_the_images_of_a_job_are_fetched_when_it_has_ended(shell: Shell, tmp_path: Path) -> None:
     job_id = shell("submit", *POINTS, "--count", 3, "--seed", 5, "--solver", "euler", "--set", "trajectory=true")
+    for command in ("status", "fetch"):
+        assert shell.problem(command, "")["detail"] == "'' is no id of a job"
     assert shell.json("status", job_id)["request"]["solver"] == "euler"
     files = {name: tmp_path / f"own{name}" for name in (".png", ".npz", ".zip", ".gif")}
+    files[".npz"] = tmp_path / "OWN.NPZ"
     said = shell("fetch", job_id, "-o", files[".png"], "--trajectory", files[".gif"])
     assert re.fullmatch(
         rf"wrote {files['.png']}: 3 images in .* s \(.* s of sampling\), seeds 5 to 7\nwrote {files['.gif']}", said
@@ -132,6 +135,9 @@ def test_the_images_of_a_job_are_fetched_when_it_has_ended(shell: Shell, tmp_pat
     stored = {".png": "grid.png", ".gif": "trajectory.gif", ".npz": "images.npz", ".zip": "images.zip"}
     for name, path in files.items():
         assert path.read_bytes() == shell.service.client.get(f"/v1/jobs/{job_id}/{stored[name]}").content
+    elsewhere = shell.problem("fetch", job_id, "-o", "/proc/own.png")  # where nobody can write
+    assert (elsewhere["code"], elsewhere["job"]) == ("file-error", job_id)
+    assert f"`pfgmpp fetch {job_id}` writes it elsewhere" in elsewhere["detail"]
     without = shell("submit", *POINTS)
     problem = shell.problem("fetch", without, "-o", tmp_path / "grid.png", "--trajectory", tmp_path / "rows.png")
     assert (problem["code"], "kept no trajectory" in problem["detail"]) == ("not-found", True)

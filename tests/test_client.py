@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -191,6 +192,11 @@ def test_what_cannot_be_asked_is_told_at_once(live: Service) -> None:
         Client("ftp://127.0.0.1").models()
     with pytest.raises(ClientError, match="characters that no key has"):
         Client(live.url, "schlüssel")
+    with pytest.raises(ClientError, match="characters that no key has"):
+        Client(live.url, "in two\nlines")
+    for name in ("", ".", "..", "a/b"):
+        with pytest.raises(ClientError, match=f"'{re.escape(name)}' is no id of a job"):
+            Client(live.url).job(name)
     with pytest.raises(ClientError, match="cannot be sent as JSON"):
         Client(live.url).sample(dataset="points", D=2, label=object())  # type: ignore[arg-type]
     assert time.monotonic() - began < 10, "nobody waits for what is wrong"

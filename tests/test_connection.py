@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 
 from service import connection
 from service.connection import Connection, allow_many, most_connections
+from service.problems import ProblemDocument
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +91,12 @@ async def test_a_body_without_an_end_is_not_read_for_ever(port: int, monkeypatch
     assert len(await asyncio.wait_for(reader.readexactly(LARGE), 30)) == LARGE
     assert len(await asyncio.wait_for(reader.read(), 3)) < 1000  # sooner than an idle connection is ended
     writer.close()
+
+
+async def test_what_is_no_request_is_refused_by_a_problem(port: int) -> None:
+    head, _, body = (await answer(port, b"GET / HTTP/3.0\r\nHost: localhost\r\n\r\n")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert ProblemDocument.model_validate_json(body).code == "invalid-http"
 
 
 async def test_there_are_only_so_many(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

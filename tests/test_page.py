@@ -296,8 +296,11 @@ def test_what_is_wrong_is_said_at_the_field(page: Page) -> None:
     expect(page.locator("#sample-others-error")).to_contain_text("flavour: ")
     fill(page, others='{"count": 3}')
     expect(page.locator("#sample-others-error")).to_have_text("count: has a field of its own in this form")
-    fill(page, others="{")
-    expect(page.locator("#sample-others-error")).to_contain_text("must be a JSON object")
+    for wrong in ("{", '{"sigma_max": 1e999}'):
+        fill(page, others=wrong)
+        expect(page.locator("#sample-others-error")).to_contain_text("must be a JSON object")
+        fill(page, others="")
+        expect(page.locator("#sample-others-error")).to_be_empty()
     page.select_option("#sample-label", "list")
     for listed, wrong in {
         "": "name at least one class",
@@ -399,8 +402,8 @@ def test_a_link_says_what_the_form_holds(browser: Browser, service: Service) -> 
         expect(page.locator("#sample-seed")).to_have_value("")
         fill(page, steps="8")
         expect(page.locator("#sample [role=status]")).to_be_hidden()
-        page.goto(f"{service.url}/#/sample?flavour=1")
-        expect(page.locator("#sample [role=status]")).to_be_visible()
+        page.goto(f"{service.url}/#/sample?flavour=1&toString=2")
+        expect(page.locator("#sample [role=status]")).to_contain_text("left out: flavour=1, toString=2.")
         page.goto(f"{service.url}/#/sample?count=3")
         expect(page.locator("#sample-count")).to_have_value("3")
         expect(page.locator("#sample [role=status]")).to_be_hidden()

@@ -182,7 +182,9 @@ def state() -> Ask[ServiceStatus]:
 
 
 def _path(job_id: str, *names: str) -> str:
-    """Where a job is, whatever its id holds."""
+    """Where a job is, whatever its id holds. Raises ClientError for what an address takes for something else."""
+    if not job_id.strip(".") or "/" in job_id:
+        raise ClientError(f"{job_id!r} is no id of a job")
     return "/".join(("/v1/jobs", quote(job_id, safe=""), *names))
 
 

@@ -24,6 +24,8 @@ PATIENCE_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 8.0
 """Between two tries, where the service does not say when to come again."""
 
+NO_KEY = "the key holds characters that no key has"
+
 log = getLogger("pfgmpp.client")
 
 
@@ -44,13 +46,15 @@ class Exchange:
             raise ClientError(f"{self.server!r} lacks http:// or https://: is http://{self.server} meant?")
         headers = {"User-Agent": f"pfgmpp/{__version__}"}
         if self.key:
+            if not self.key.strip().isprintable():
+                raise ClientError(NO_KEY)
             headers["Authorization"] = f"Bearer {self.key.strip()}"
         try:
             yield {"base_url": self.server, "headers": headers, "timeout": TIMEOUT}
         except httpx.InvalidURL as error:
             raise ClientError(f"{self.server!r} is not a URL ({error})") from error
         except UnicodeEncodeError as error:
-            raise ClientError("the key holds characters that no key has") from error
+            raise ClientError(NO_KEY) from error
 
     @contextmanager
     def reaching(self) -> Iterator[None]:

@@ -139,7 +139,7 @@ def status(
       pfgmpp status
     """
     with reach.client() as client:
-        if job_id:
+        if job_id is not None:
             job = client.job(job_id).job
             reach.answer(job, _told(job))
             return
@@ -353,11 +353,15 @@ def _watch(job: "Submitted", reach: Reach, progress: "Watch | None" = None) -> N
 
 def _write(job: "Submitted", output: Path, trajectory: Path | None, reach: Reach) -> None:
     """Write what an ended job has made, and say so."""
-    contents = {output: job.fetch(RESULTS[output.suffix])}
+    contents = {output: job.fetch(RESULTS[output.suffix.lower()])}
     if trajectory:
-        contents[trajectory] = job.fetch(f"trajectory{trajectory.suffix}")
-    for path, content in contents.items():
-        path.write_bytes(content)
+        contents[trajectory] = job.fetch(f"trajectory{trajectory.suffix.lower()}")
+    try:
+        for path, content in contents.items():
+            path.write_bytes(content)
+    except OSError as error:
+        message = f"{error}; `pfgmpp fetch {job.id}` writes it elsewhere"
+        reach.fail({"code": "file-error", "detail": message, "job": job.id}, message)
     view, latency = job.job, job.job.latency
     images = _number(view.progress.images_done, "image")
     seconds = f" in {latency.total_seconds:.2f} s ({latency.sampling_seconds:.2f} s of sampling)" if latency else ""
@@ -415,9 +419,9 @@ def _check_files(
     reach: Reach, output: Path, trajectory: Path | None = None, known: Collection[str] = RESULTS.keys()
 ) -> None:
     """End the program when pictures could not be written where they are to be."""
-    if output.suffix not in known:
+    if output.suffix.lower() not in known:
         give_up(f"--output {output}: must end with {' or '.join(known)}", EXIT_MISCONFIGURED)
-    if trajectory and trajectory.suffix not in {".gif", ".png"}:
+    if trajectory and trajectory.suffix.lower() not in {".gif", ".png"}:
         give_up(f"--trajectory {trajectory}: must end with .gif or .png", EXIT_MISCONFIGURED)
     if trajectory and trajectory.resolve() == output.resolve():
         give_up(f"--trajectory {trajectory}: is also the file of the grid; name another", EXIT_MISCONFIGURED)

@@ -104,7 +104,7 @@ def _set_fields(request: dict[str, Any], settings: list[str]) -> None:
     """Add fields to a request from `name=value`, each value in JSON or as it is; what is wrong ends the program."""
     for setting in settings:
         name, equals, value = setting.partition("=")
-        if not equals:
+        if not (name and equals):
             give_up(f"--set {setting}: must be NAME=VALUE", EXIT_MISCONFIGURED)
         if name in request.keys() - {"scale"}:
             give_up(f"--set {name}: is given twice, or has an option of its own", EXIT_MISCONFIGURED)

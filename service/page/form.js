@@ -158,10 +158,11 @@ export class Form {
     this.adaptD();
     const { model } = this;
     if (!model) return;
-    const { label, steps, solver } = this.fields;
+    const { label, count, steps, solver } = this.fields;
     /** @type {SelectField} */ (label).offer(classOptions(model));
     label.element.hidden = !model.classes.length;
     this.fields.labels.element.hidden = label.value !== "list" || label.element.hidden;
+    if (count instanceof NumberField) count.bound({ placeholder: "1" });
     if (steps instanceof NumberField) steps.bound({ max: model.max_steps, placeholder: String(model.default_steps) });
     /** @type {SelectField} */ (solver).offer(model.solvers.map((name) => ({ value: name, text: name })));
     if (this.fields.scale instanceof NumberField) this.fields.scale.bound({ placeholder: String(usualScale(model)) });
@@ -213,8 +214,10 @@ export class Form {
    */
   fill(values) {
     this.values = values;
-    const unknown = Object.entries(values).filter(([name]) => !(name in this.fields));
-    const refused = Object.entries(values).filter(([name, value]) => this.fields[name]?.takes(value) === false);
+    const unknown = Object.entries(values).filter(([name]) => !Object.hasOwn(this.fields, name));
+    const refused = Object.entries(values).filter(
+      ([name, value]) => Object.hasOwn(this.fields, name) && !this.fields[name].takes(value),
+    );
     const said = [...refused, ...unknown].map(([name, value]) => `${name}=${value}`).join(", ");
     say(this.told, said && `The address asks for what is not on offer here, and is left out: ${said}.`);
   }

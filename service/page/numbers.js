@@ -11,6 +11,7 @@ export function parse(text) {
     text,
     /** @type {any} */ (
       (/** @type {string} */ _, /** @type {any} */ value, /** @type {{source?: string}} */ context) => {
+        if (value === Infinity || value === -Infinity) throw new SyntaxError("a number is too large");
         const isRounded = Number.isInteger(value) && !Number.isSafeInteger(value);
         return isRounded && context?.source && /^\d+$/.test(context.source) ? BigInt(context.source) : value;
       }
