@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
+from random import uniform
 from typing import Literal
 
 from redis.exceptions import RedisError
@@ -12,13 +13,16 @@ from service.job import Job
 from service.queue import Queue
 
 REREAD_SECONDS = 2.0
-"""Who waits for a job reads it at least this often, in case a message was lost."""
+"""Who waits for a job reads it this long after the last time at the latest, in case a message was lost."""
 
+MOST_REREAD_SECONDS = 10.0
+"""However many wait: streams that say nothing for longer are taken for dead."""
 
 PROGRESS_SECONDS = 0.1
-WAITERS_PER_SECOND = 500
-"""Who follows the progress of a job reads it so long after the last time at the soonest, and a second later for so many
-who wait."""
+"""Who follows the progress of a job reads it so long after the last time at the soonest."""
+
+WAITERS_PER_SECOND = 100
+"""Both are about a second more for so many who wait, evenly spread: reading for them is not all that a process does."""
 
 Wish = Literal["news", "change", "end"]
 """What a client waits for: anything new of a job, its next change of status, or its end."""
@@ -34,8 +38,8 @@ class Patience:
         self.wish = wish
         self._deadline = asyncio.get_running_loop().time() + seconds
         self._woken = asyncio.Event()
-        self._looked = -float("inf")
-        self._due = -float("inf")
+        self._looked = asyncio.get_running_loop().time()
+        self._due = 0.0
 
     def wake(self) -> None:
         """Have the job looked at again."""
@@ -53,13 +57,16 @@ class Patience:
         self._deadline = 0
         self.wake()
 
-    async def wait(self) -> bool:
-        """Whether the job should be looked at again: at once False when the time is up, else True when woken."""
+    async def wait(self, most_seconds: float) -> bool:
+        """Whether the job should be looked at again: at once False when the time is up, else True when woken.
+
+        And True after so many seconds, woken or not.
+        """
         left = self._deadline - asyncio.get_running_loop().time()
         if left <= 0:
             return False
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(left, REREAD_SECONDS)):
+            async with asyncio.timeout(min(left, most_seconds)):
                 await self._woken.wait()
         self._woken.clear()
         self._looked = asyncio.get_running_loop().time()
@@ -81,6 +88,8 @@ class Events:
         self._on_end = on_end
         self.watchers = 0
         """Streams that are open."""
+        self.waiters = 0
+        """How many wait for something, once for every job."""
         self._waiting: dict[str, set[Patience]] = {}
         queue.redis.link.subscribe(f"{queue.prefix}events", self._wake)
 
@@ -88,16 +97,18 @@ class Events:
         job_id, _, what = message.partition(" ")
         for patience in self._waiting.get(job_id, ()):
             if what == "progress" and patience.wish == "news":
-                patience.wake_after(PROGRESS_SECONDS + self.waiters / WAITERS_PER_SECOND)
+                patience.wake_after(self._spread(PROGRESS_SECONDS))
             elif what not in IN_BETWEEN[patience.wish]:
                 patience.wake()
         if what not in IN_BETWEEN["end"]:
             self._on_end(job_id, what)
 
-    @property
-    def waiters(self) -> int:
-        """How many wait."""
-        return sum(map(len, self._waiting.values()))
+    def _spread(self, seconds: float) -> float:
+        """So long, and longer the more there are who wait."""
+        return seconds + self.waiters / WAITERS_PER_SECOND * uniform(0.5, 1.5)  # noqa: S311
+
+    def _reread_seconds(self) -> float:
+        return min(self._spread(REREAD_SECONDS), MOST_REREAD_SECONDS)
 
     def end_all(self) -> None:
         """Let nobody wait any longer."""
@@ -107,9 +118,11 @@ class Events:
     @contextmanager
     def _registered(self, job_id: str, patience: Patience) -> Iterator[None]:
         self._waiting.setdefault(job_id, set()).add(patience)
+        self.waiters += 1
         try:
             yield
         finally:
+            self.waiters -= 1
             self._waiting[job_id].discard(patience)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
@@ -135,7 +148,7 @@ class Events:
                 jobs = [job for job_id in job_ids if job_id in open_ids and (job := await self.queue.read(job_id))]
                 open_ids = {job.id for job in jobs if not job.is_finished}
                 yield jobs
-                if open_ids and not await patience.wait():
+                if open_ids and not await patience.wait(self._reread_seconds()):
                     return
 
     async def follow(self, job_id: str, first: Awaitable[Job | None], patience: Patience) -> Job | None:
@@ -147,7 +160,9 @@ class Events:
             job = before = await first
             if job and job.id != job_id:  # one that was submitted before, by the same idempotency key
                 return await self.follow(job.id, self.queue.read(job.id), patience)
-            while job and before and not patience.is_answered(before, job) and await patience.wait():
+            while (
+                job and before and not patience.is_answered(before, job) and await patience.wait(self._reread_seconds())
+            ):
                 with suppress(RedisError):  # the job is there all the same, and it may answer the next time
                     job = await self.queue.read(job_id)
             return job

@@ -9,7 +9,7 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import RedisError, ResponseError
 
-from service.events import Events, Patience
+from service.events import REREAD_SECONDS, WAITERS_PER_SECOND, Events, Patience
 from service.queue import Queue, new_id
 from service.redis_client import Link
 from tests.helpers import eventually
@@ -70,13 +70,23 @@ async def test_patience_ends_with_its_time_or_when_told(queue: Queue) -> None:
 
 async def test_news_wake_at_once_and_then_with_a_distance() -> None:
     patience = Patience(60, wish="news")
-    patience.wake_after(30)
-    assert await asyncio.wait_for(patience.wait(), 10)
+    patience.wake_after(0.0)
+    assert await asyncio.wait_for(patience.wait(60), 10)
     before = asyncio.get_running_loop().time()
     for seconds in (0.1, 0.0):
         patience.wake_after(seconds)
-    assert await asyncio.wait_for(patience.wait(), 10)
+    assert await asyncio.wait_for(patience.wait(60), 10)
     assert asyncio.get_running_loop().time() - before >= 0.1
+
+
+async def test_who_waits_with_many_others_looks_less_often(queue: Queue) -> None:
+    events = Events(queue)
+    alone = events._spread(REREAD_SECONDS)
+    events.waiters = 10 * WAITERS_PER_SECOND
+    in_a_crowd = [events._spread(REREAD_SECONDS) - REREAD_SECONDS for _ in range(100)]
+    assert alone == REREAD_SECONDS
+    assert all(5 <= seconds <= 15 for seconds in in_a_crowd)
+    assert len(set(in_a_crowd)) > 50, "not all of them at once"
 
 
 async def test_a_waiter_outlives_the_loss_of_the_connection(queue: Queue) -> None:
