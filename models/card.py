@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator, model_validator
-from pydantic.functional_validators import BeforeValidator
+from pydantic.functional_validators import AfterValidator, BeforeValidator
 from safetensors import SafetensorError, safe_open
 
 METADATA_KEY = "pfgmpp"
@@ -19,6 +19,11 @@ MAX_CARD = 2**20
 
 LEAST_D, MOST_D = 1e-3, 1e12
 """Beyond them the kernel is that of 0 or infinity to every digit that counts."""
+
+MOST_TAPS, MOST_WEIGHT = 16, 1000
+"""Of a filter by which images are halved and doubled; published ones have two or four taps of 3 at most."""
+
+MOST_NAME = 256
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The model store that comes with the package."""
@@ -55,6 +60,16 @@ def format_D(D: float) -> int | float | str:
 Dimension = Annotated[float, BeforeValidator(parse_D), PlainSerializer(format_D)]
 
 
+def _checked_name(name: str) -> str:
+    if len(name) > MOST_NAME or not name.isprintable():
+        raise ValueError(f"must be {MOST_NAME} characters at most, all of which can be printed")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+"""Of a class or a licence: it is shown by terminals and pages."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +78,7 @@ class EDM(_Frozen):
     """The preconditioning of Karras et al. (2022)."""
 
     kind: Literal["edm"] = "edm"
-    sigma_data: float = Field(0.5, gt=0, allow_inf_nan=False)
+    sigma_data: float = Field(0.5, ge=1e-6, le=1e6)
     sigma_range: ClassVar[tuple[float, float]] = (0.002, 80.0)
     """Between which a model is usually sampled."""
 
@@ -157,8 +172,10 @@ class UNetOptions(_Network):
     @field_validator("resample_filter")
     @classmethod
     def _even_filter(cls, resample_filter: tuple[int, ...]) -> tuple[int, ...]:
-        if not resample_filter or len(resample_filter) % 2 or sum(resample_filter) == 0:
-            raise ValueError("must have an even number of taps that do not cancel")
+        if len(resample_filter) not in range(2, MOST_TAPS + 1, 2) or sum(resample_filter) == 0:
+            raise ValueError(f"must have an even number of taps, {MOST_TAPS} at most, that do not cancel")
+        if max(map(abs, resample_filter)) > MOST_WEIGHT:
+            raise ValueError(f"must have taps of {MOST_WEIGHT} at most")
         return resample_filter
 
 
@@ -199,7 +216,7 @@ class Card(_Frozen):
     D: Dimension
     resolution: int = Field(ge=1, le=4096)
     channels: Literal[1, 3]
-    classes: tuple[str, ...] = ()
+    classes: tuple[Name, ...] = ()
     architecture: UNetOptions | ADMOptions | ExactOptions = Field(discriminator="network")
     sigma_min: float = Field(0.002, ge=1e-6, allow_inf_nan=False)
     sigma_max: float = Field(80.0, le=1e6, allow_inf_nan=False)
@@ -209,7 +226,7 @@ class Card(_Frozen):
     """How the file holds weights of two axes or more; they are run as float32 whatever it is."""
     label_dropout: float = Field(0.0, ge=0, le=1)
     """How often training left the class out, so that the model can also be asked without one."""
-    license: str
+    license: Name
     training: dict[str, Any] = {}
 
     @field_validator("dataset")

@@ -14,7 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import models
-from models.card import METADATA_KEY, SHIPPED, CheckpointError, ExactOptions, checkpoint_files, file_sha256
+from models.card import (
+    METADATA_KEY,
+    SHIPPED,
+    CheckpointError,
+    ExactOptions,
+    checkpoint_files,
+    file_sha256,
+    read_card,
+)
 from models.checkpoint import Model, load, save
 from models.generate import Generator
 from tests.models.helpers import card, random_tensors, shapes
@@ -147,8 +155,12 @@ def test_a_file_that_was_cut_off_is_refused(path: Path) -> None:
         {"resample_filter": []},
         {"resample_filter": [0, 0]},
         {"resample_filter": [1, 2, 1]},
+        {"resample_filter": [1] * 100_000},
+        {"resample_filter": [10**30, 1]},
+        {"precond": {"kind": "edm", "sigma_data": 1e308}},
+        {"precond": {"kind": "edm", "sigma_data": 1e-320}},
     ],
-    ids=str,
+    ids=lambda architecture: str(architecture)[:60],
 )
 def test_an_architecture_that_cannot_run_is_refused(path: Path, architecture: dict[str, Any]) -> None:
     """Groups that do not divide the channels, no layers, 8x8 pixels halved four times, filters without a middle."""
@@ -157,6 +169,15 @@ def test_an_architecture_that_cannot_run_is_refused(path: Path, architecture: di
     save_file({"a": torch.zeros(1)}, path, {METADATA_KEY: json.dumps(fields)})
     with pytest.raises(CheckpointError, match=f"{path}: (?!tensor)"):
         load(path)
+
+
+@pytest.mark.parametrize("field", ["license", "classes"])
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", "\0", "x" * 257], ids=["line", "escape", "nul", "long"])
+def test_a_name_that_no_terminal_should_see_is_refused(path: Path, field: str, name: str) -> None:
+    fields = json.loads(card().model_dump_json()) | {field: name if field == "license" else ["a", "b", name]}
+    save_file({"a": torch.zeros(1)}, path, {METADATA_KEY: json.dumps(fields)})
+    with pytest.raises(CheckpointError, match=f"{field}.*must be 256 characters at most, all of which can be printed"):
+        read_card(path)
 
 
 @pytest.mark.parametrize("data_class", [[0, 3], [-1, 0]])

@@ -414,10 +414,10 @@ def test_inspect_tells_what_a_checkpoint_of_ours_holds() -> None:
 
 
 def test_inspect_prints_no_control_characters(tmp_path: Path) -> None:
-    card = read_card(SHIPPED / "digits-d1.safetensors").model_copy(update={"license": "\x1b[31mred\r\n\x9b"})
+    card = read_card(SHIPPED / "digits-d1.safetensors").model_copy(update={"training": {"note": "\x1b[31mred\r\n\x9b"}})
     checkpoint.save(tmp_path / "a.safetensors", card, load_file(SHIPPED / "digits-d1.safetensors"))
     done = run("inspect", tmp_path / "a.safetensors")
-    assert r"\x1b[31mred\r\n\x9b" in done.stdout
+    assert r"\u001b[31mred\r\n\x9b" in done.stdout
     assert not {"\x1b", "\r", "\x9b"} & {*done.stdout}
 
 
