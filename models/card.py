@@ -24,6 +24,7 @@ MOST_TAPS, MOST_WEIGHT = 16, 1000
 """Of a filter by which images are halved and doubled; published ones have two or four taps of 3 at most."""
 
 MOST_NAME = 256
+"""Characters of the name of a class or of a licence."""
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 """The model store that comes with the package."""

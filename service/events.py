@@ -108,6 +108,7 @@ class Events:
         return seconds + self.waiters / WAITERS_PER_SECOND * uniform(0.5, 1.5)  # noqa: S311
 
     def _reread_seconds(self) -> float:
+        """After how long a job is read although nothing was heard of it."""
         return min(self._spread(REREAD_SECONDS), MOST_REREAD_SECONDS)
 
     def end_all(self) -> None:

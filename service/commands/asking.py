@@ -53,7 +53,9 @@ def sample(
     if trajectory:
         request["trajectory"] = True
     with reach.client() as client:
-        _write(_made(client, request, reach), output, trajectory, reach)
+        job = _made(client, request, reach)
+        _write(job, output, trajectory, reach)
+    reach.answer(job.job, _wrote(job.job, output, trajectory))
 
 
 @given(request=request_of, reach=Reach)
@@ -114,6 +116,7 @@ def fetch(*, job_id: JobId, trajectory: Trajectory = None, output: Output = Path
         job = client.job(job_id)
         _watch(job, reach)
         _write(job, output, trajectory, reach)
+    reach.answer(job.job, _wrote(job.job, output, trajectory))
 
 
 @given(reach=Reach)
@@ -352,7 +355,7 @@ def _watch(job: "Submitted", reach: Reach, progress: "Watch | None" = None) -> N
 
 
 def _write(job: "Submitted", output: Path, trajectory: Path | None, reach: Reach) -> None:
-    """Write what an ended job has made, and say so."""
+    """Write what an ended job has made; what cannot be written ends the program, with the job's id."""
     contents = {output: job.fetch(RESULTS[output.suffix.lower()])}
     if trajectory:
         contents[trajectory] = job.fetch(f"trajectory{trajectory.suffix.lower()}")
@@ -362,12 +365,14 @@ def _write(job: "Submitted", output: Path, trajectory: Path | None, reach: Reach
     except OSError as error:
         message = f"{error}; `pfgmpp fetch {job.id}` writes it elsewhere"
         reach.fail({"code": "file-error", "detail": message, "job": job.id}, message)
-    view, latency = job.job, job.job.latency
-    images = _number(view.progress.images_done, "image")
+
+
+def _wrote(job: "JobView", output: Path, trajectory: Path | None) -> str:
+    """What was written, in a line or two."""
+    latency, images = job.latency, _number(job.progress.images_done, "image")
     seconds = f" in {latency.total_seconds:.2f} s ({latency.sampling_seconds:.2f} s of sampling)" if latency else ""
-    whose = _span(view.seeds) if view.status == "succeeded" else f"of the {len(view.seeds)} of a canceled job"
-    lines = [f"wrote {output}: {images}{seconds}, {whose}"]
-    reach.answer(view, "\n".join(lines + ([f"wrote {trajectory}"] if trajectory else [])))
+    whose = _span(job.seeds) if job.status == "succeeded" else f"of the {len(job.seeds)} of a canceled job"
+    return f"wrote {output}: {images}{seconds}, {whose}" + (f"\nwrote {trajectory}" if trajectory else "")
 
 
 def _fail(reach: Reach, job: "JobView") -> None:
